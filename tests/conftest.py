@@ -1,6 +1,6 @@
 """Every subclass once, so that tests that loop over them cover a newcomer by its existence; and exact scores."""
 
-import lightning_score.torchvision_guard  # noqa: F401
+import lightning_score.lean_imports  # noqa: F401
 
 import gc
 import inspect

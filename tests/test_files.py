@@ -1,6 +1,6 @@
 """Files that are there whole or not at all, also where there is no room."""
 
-import lightning_score.torchvision_guard  # noqa: F401
+import lightning_score.lean_imports  # noqa: F401
 
 import errno
 from pathlib import Path

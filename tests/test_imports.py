@@ -66,15 +66,15 @@ def test_the_science_knows_torch_alone():
     assert wrong == []
 
 
-def test_what_imports_lightning_guards_itself_first():
+def test_what_imports_lightning_imports_it_lean():
     """It or its package: so that each module can be imported before all others."""
-    guard = "lightning_score.torchvision_guard"
+    lean = "lightning_score.lean_imports"
     wrong = []
     for path in FILES:
         first = path.parent / "__init__.py" if path.parent != PACKAGE else path
         if {name.split(".")[0] for name in imports(path)} & {"lightning", "torchmetrics", "torchvision"}:
-            guarded = path.stem == "torchvision_guard" or guard in imports(path) | imports(first)
-            wrong += [] if guarded else [str(path.relative_to(PACKAGE))]
+            is_lean = path.stem == "lean_imports" or lean in imports(path) | imports(first)
+            wrong += [] if is_lean else [str(path.relative_to(PACKAGE))]
     assert wrong == []
 
 

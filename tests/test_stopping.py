@@ -1,6 +1,6 @@
 """Signals in every command and phase: one line, the signal's exit code, nothing left behind."""
 
-import lightning_score.torchvision_guard  # noqa: F401
+import lightning_score.lean_imports  # noqa: F401
 
 import os
 import signal

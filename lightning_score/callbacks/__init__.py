@@ -1,6 +1,6 @@
 """Callbacks: averaged weights, samples, Frechet distances, progress."""
 
-import lightning_score.torchvision_guard  # noqa: F401
+import lightning_score.lean_imports  # noqa: F401
 
 from lightning_score.callbacks.bits_per_dim import BitsPerDim, Nats
 from lightning_score.callbacks.checkpoints import BestCheckpoint, LastCheckpoint

@@ -1,6 +1,6 @@
 """LightningCLI for a score model on its data, with the callbacks of every run: what commands with a model share."""
 
-import lightning_score.torchvision_guard  # noqa: F401
+import lightning_score.lean_imports  # noqa: F401
 
 from collections.abc import Iterator, Mapping
 from contextlib import contextmanager

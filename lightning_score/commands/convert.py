@@ -1,6 +1,6 @@
 """The command `convert`: checkpoints of other projects to ours, and ours to a folder of diffusers."""
 
-import lightning_score.torchvision_guard
+import lightning_score.lean_imports
 
 import argparse
 import inspect

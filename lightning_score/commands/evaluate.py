@@ -1,6 +1,6 @@
 """The commands `validate` and `test`: what a checkpoint and its samples measure."""
 
-import lightning_score.torchvision_guard  # noqa: F401
+import lightning_score.lean_imports  # noqa: F401
 
 from dataclasses import replace
 from typing import Any

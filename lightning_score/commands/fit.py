@@ -1,6 +1,6 @@
 """The command `fit`: training, in a run folder."""
 
-import lightning_score.torchvision_guard  # noqa: F401
+import lightning_score.lean_imports  # noqa: F401
 
 import shlex
 import time

@@ -1,6 +1,6 @@
 """The command `evaluate`: measures samples that any program drew, as `test` measures those of a model."""
 
-import lightning_score.torchvision_guard  # noqa: F401
+import lightning_score.lean_imports  # noqa: F401
 
 import hashlib
 from collections.abc import Sequence

@@ -123,7 +123,7 @@ class PlainParser(ArgumentParser):
 def _write(lines: Sequence[str]) -> None:
     """Writes lines to stderr, on the first process."""
     if lines:
-        import lightning_score.torchvision_guard  # noqa: F401
+        import lightning_score.lean_imports  # noqa: F401
 
         from lightning.pytorch.utilities import rank_zero_only  # takes a second to import
 

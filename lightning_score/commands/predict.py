@@ -1,6 +1,6 @@
 """The command `predict`: samples of a checkpoint."""
 
-import lightning_score.torchvision_guard  # noqa: F401
+import lightning_score.lean_imports  # noqa: F401
 
 from pathlib import Path
 from typing import Any

@@ -1,6 +1,6 @@
 """Errors of Lightning and torch as one line that names the options."""
 
-import lightning_score.torchvision_guard  # noqa: F401
+import lightning_score.lean_imports  # noqa: F401
 
 import re
 import traceback

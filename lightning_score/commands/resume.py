@@ -1,6 +1,6 @@
 """Resuming a run in its own folder: with its own config, from its newest undamaged checkpoint."""
 
-import lightning_score.torchvision_guard  # noqa: F401
+import lightning_score.lean_imports  # noqa: F401
 
 import os
 from collections.abc import Collection

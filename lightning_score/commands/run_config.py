@@ -1,6 +1,6 @@
 """A run's configuration, in its folder, its loggers and its checkpoints."""
 
-import lightning_score.torchvision_guard
+import lightning_score.lean_imports
 
 from functools import cached_property
 from pathlib import Path

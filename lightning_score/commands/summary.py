@@ -1,6 +1,6 @@
 """What a run prints: its start, and its results."""
 
-import lightning_score.torchvision_guard  # noqa: F401
+import lightning_score.lean_imports  # noqa: F401
 
 import math
 import shlex

@@ -1,6 +1,6 @@
 """What the commands with a trainer share: LightningCLI with run folders and self-contained checkpoints."""
 
-import lightning_score.torchvision_guard  # noqa: F401
+import lightning_score.lean_imports  # noqa: F401
 
 from abc import ABC, abstractmethod
 from contextlib import AbstractContextManager, nullcontext

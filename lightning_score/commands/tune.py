@@ -1,6 +1,6 @@
 """The command `tune`: the Langevin steps of a sampler, derived from a trained model for a budget of evaluations."""
 
-import lightning_score.torchvision_guard  # noqa: F401
+import lightning_score.lean_imports  # noqa: F401
 
 from math import prod
 from pathlib import Path

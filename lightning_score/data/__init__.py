@@ -1,6 +1,6 @@
 """Data modules: what a score model is trained on and compared with."""
 
-import lightning_score.torchvision_guard  # noqa: F401
+import lightning_score.lean_imports  # noqa: F401
 
 from lightning_score.data.array_augmentation import ArrayAugmentation, Dequantize, Flips, GaussianNoise, Rolls, Rotations
 from lightning_score.data.array_stream import ArrayStream

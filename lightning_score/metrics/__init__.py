@@ -1,6 +1,6 @@
 """Metrics: feature extractors, the distances of samples from data in them, and the sums they are computed from."""
 
-import lightning_score.torchvision_guard  # noqa: F401
+import lightning_score.lean_imports  # noqa: F401
 
 from lightning_score.estimates import Estimate, jackknife_error, student
 from lightning_score.metrics.calibration import Coverage, RankHistogram, sbc_ranks, tarp, z_scores

@@ -1,6 +1,6 @@
 """Checkpoints: written atomically, the previous one kept, every byte checked when read, no code run."""
 
-import lightning_score.torchvision_guard  # noqa: F401
+import lightning_score.lean_imports  # noqa: F401
 
 import os
 from collections.abc import Callable

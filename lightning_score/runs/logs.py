@@ -1,6 +1,6 @@
 """The logs of a run in its folder: `metrics.csv`, and how all are cut to the checkpoint from which a run resumes."""
 
-import lightning_score.torchvision_guard  # noqa: F401
+import lightning_score.lean_imports  # noqa: F401
 
 import csv
 import io

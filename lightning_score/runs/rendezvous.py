@@ -1,6 +1,6 @@
 """The rendezvous of the processes of one run: they agree on a folder; a lost peer becomes an error that explains it."""
 
-import lightning_score.torchvision_guard  # noqa: F401
+import lightning_score.lean_imports  # noqa: F401
 
 import os
 import re

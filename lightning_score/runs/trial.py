@@ -58,7 +58,7 @@ def fail_trial(message: str, code: int, terminated: bool = False) -> None:
     """
     if not in_trial():
         return
-    import lightning_score.torchvision_guard  # noqa: F401
+    import lightning_score.lean_imports  # noqa: F401
 
     import wandb
     from lightning.pytorch.utilities import rank_zero_only

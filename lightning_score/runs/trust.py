@@ -1,6 +1,6 @@
 """What configs may instantiate: classes of the declared kind; configs from elsewhere only those of trusted modules."""
 
-import lightning_score.torchvision_guard  # noqa: F401
+import lightning_score.lean_imports  # noqa: F401
 
 import inspect
 import sys

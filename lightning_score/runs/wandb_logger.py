@@ -1,6 +1,6 @@
 """The loggers of a run: `metrics.csv` always, Weights & Biases where it can be used."""
 
-import lightning_score.torchvision_guard  # noqa: F401
+import lightning_score.lean_imports  # noqa: F401
 
 import atexit
 import math

@@ -1,6 +1,6 @@
 """Checks a sweep before its first trial, and estimates its cost."""
 
-import lightning_score.torchvision_guard  # noqa: F401
+import lightning_score.lean_imports  # noqa: F401
 
 import difflib
 import json

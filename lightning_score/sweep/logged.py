@@ -1,6 +1,6 @@
 """The names of the metrics that a command logs."""
 
-import lightning_score.torchvision_guard  # noqa: F401
+import lightning_score.lean_imports  # noqa: F401
 
 from collections.abc import Sequence
 

@@ -4,7 +4,7 @@ peers, and a table shows the results.
 With a CUDA device everything runs there; `--benchmark-json FILE` keeps the numbers.
 """
 
-import lightning_score.torchvision_guard  # noqa: F401
+import lightning_score.lean_imports  # noqa: F401
 
 import platform
 import statistics

@@ -2,7 +2,7 @@
 matrix products.
 """
 
-import lightning_score.torchvision_guard  # noqa: F401
+import lightning_score.lean_imports  # noqa: F401
 
 import multiprocessing
 from collections.abc import Callable

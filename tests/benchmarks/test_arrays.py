@@ -1,6 +1,6 @@
 """Batches of arrays in memory and mapped from a file, compared with a loader that reads the file example by example."""
 
-import lightning_score.torchvision_guard  # noqa: F401
+import lightning_score.lean_imports  # noqa: F401
 
 import numpy as np
 import pytest

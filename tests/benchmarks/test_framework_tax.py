@@ -4,7 +4,7 @@ Both take batches from data in memory and do loss, backward, Adam, its schedule 
 progress bar, its logging and its checkpoints.
 """
 
-import lightning_score.torchvision_guard  # noqa: F401
+import lightning_score.lean_imports  # noqa: F401
 
 import time
 

@@ -1,6 +1,6 @@
 """The Frechet distance at Inception's 2048 dimensions, here and in peers, from the same means and covariances."""
 
-import lightning_score.torchvision_guard  # noqa: F401
+import lightning_score.lean_imports  # noqa: F401
 
 import numpy as np
 import pytest

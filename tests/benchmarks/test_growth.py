@@ -3,7 +3,7 @@
 Memory is the most that the process held beyond what it held before, on the CPU.
 """
 
-import lightning_score.torchvision_guard  # noqa: F401
+import lightning_score.lean_imports  # noqa: F401
 
 import csv
 import ctypes

@@ -1,6 +1,6 @@
 """Batches from memory, compared with a loader that makes them image by image: an epoch of 2000 images of 28x28."""
 
-import lightning_score.torchvision_guard  # noqa: F401
+import lightning_score.lean_imports  # noqa: F401
 
 import torch
 from PIL import Image

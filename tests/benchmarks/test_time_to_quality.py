@@ -8,7 +8,7 @@ rate of these programs and once with the batch of ours and the best of a few lea
 sampler of 1000 steps, and `evaluate` measures all in the same features.
 """
 
-import lightning_score.torchvision_guard  # noqa: F401
+import lightning_score.lean_imports  # noqa: F401
 
 import json
 import math

@@ -330,7 +330,7 @@ def test_trainers_that_would_lose_the_averages_are_refused(tmp_path):
 
 DISTRIBUTED = """
 import sys
-import lightning_score.torchvision_guard  # noqa: F401
+import lightning_score.lean_imports  # noqa: F401
 
 sys.path[:0] = ["tests/support", "tests/callbacks"]
 from test_ema import EMA, Callback, Line, averages, fit, torch

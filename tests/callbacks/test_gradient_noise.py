@@ -1,6 +1,6 @@
 """The gradient noise scale equals tr(S)/|G|^2 of gradients whose law is known."""
 
-import lightning_score.torchvision_guard  # noqa: F401
+import lightning_score.lean_imports  # noqa: F401
 
 import pytest
 import torch

@@ -1,6 +1,6 @@
 """A schedule's `max_steps` follows the trainer's, also when a run resumes with more steps."""
 
-import lightning_score.torchvision_guard  # noqa: F401
+import lightning_score.lean_imports  # noqa: F401
 
 import csv
 import re

@@ -1,6 +1,6 @@
 """Physics modules of deepinv as operators; without it, modules like them."""
 
-import lightning_score.torchvision_guard  # noqa: F401
+import lightning_score.lean_imports  # noqa: F401
 
 import pytest
 import torch

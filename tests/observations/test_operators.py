@@ -1,6 +1,6 @@
 """Operators: their adjoints and normal equations against dense matrices, known transforms, and clear errors."""
 
-import lightning_score.torchvision_guard  # noqa: F401
+import lightning_score.lean_imports  # noqa: F401
 
 import math
 import pickle

@@ -94,7 +94,7 @@ def test_a_trainer_writes_into_the_folder_itself(tmp_path):
 
 START = """
 import gc, json, os, sys
-import lightning_score.torchvision_guard  # noqa: F401
+import lightning_score.lean_imports  # noqa: F401
 import torch, wandb, wandb.sdk.launch
 from PIL import Image
 from lightning.pytorch import LightningModule, Trainer

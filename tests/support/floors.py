@@ -5,7 +5,7 @@ from pathlib import Path
 PACKAGE = Path(__file__).parent.parent.parent / "lightning_score"
 FILES = sorted(PACKAGE.rglob("*.py"))
 FLOORS = [
-    {"stopping", "errors", "torchvision_guard"},
+    {"stopping", "errors", "lean_imports"},
     {"tensors", "memory", "files"},
     {"seeds", "conditions", "observations", "estimates"},
     {"process", "networks", "metrics", "data"},

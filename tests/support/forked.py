@@ -63,7 +63,7 @@ def run_together(environment, processes, *commands):
 
 
 def main(processes, commands):
-    import lightning_score.torchvision_guard  # noqa: F401
+    import lightning_score.lean_imports  # noqa: F401
 
     import torch._dynamo  # noqa: F401 - as by the first optimizer; all imported before the fork
 

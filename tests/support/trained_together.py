@@ -1,6 +1,6 @@
 """Trains small models on some processes by Lightning's Trainer alone, and keeps the results: run as a script."""
 
-import lightning_score.torchvision_guard  # noqa: F401
+import lightning_score.lean_imports  # noqa: F401
 
 import json
 import sys

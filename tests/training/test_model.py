@@ -1,6 +1,6 @@
 """The model: sampling with little memory, precision, optimizer state."""
 
-import lightning_score.torchvision_guard  # noqa: F401
+import lightning_score.lean_imports  # noqa: F401
 
 from functools import partial
 

@@ -1,6 +1,6 @@
 """A resumed run has the optimizer's state of the checkpoint, and its own settings."""
 
-import lightning_score.torchvision_guard  # noqa: F401
+import lightning_score.lean_imports  # noqa: F401
 
 import csv
 from functools import partial

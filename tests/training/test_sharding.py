@@ -1,6 +1,6 @@
 """Sharded weights (FSDP): training, samples and checkpoints are those of unsharded weights."""
 
-import lightning_score.torchvision_guard  # noqa: F401
+import lightning_score.lean_imports  # noqa: F401
 
 import json
 import os
