@@ -192,7 +192,7 @@ def _training(scheduler: Mapping[str, Any]) -> Settings:
         check(name, scheduler.get(name) or usual, [usual], why)
     prediction, variance = scheduler.get("prediction_type", "epsilon"), scheduler.get("variance_type") or "fixed_small"
     check("prediction_type", prediction, list(PREDICTIONS))
-    to_noise, why = scheduler.get("rescale_betas_zero_snr") or False, "because noise alone tells nothing of the data"
+    to_noise, why = scheduler.get("rescale_betas_zero_snr") or False, "because noise alone holds nothing of the data"
     check("rescale_betas_zero_snr", to_noise, [False, prediction != "epsilon"], f"with prediction_type epsilon, {why}")
     check("variance_type", variance, ["fixed_small", "fixed_small_log", "fixed_large", "fixed_large_log"])
     clip = float(scheduler.get("clip_sample_range", 1.0))

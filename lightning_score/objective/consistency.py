@@ -33,7 +33,7 @@ class ConsistencyTuning(Objective):
         q: the factor by which s_t - s_r falls from stage to stage, above 1.
         k: how much larger 1 - s_r/s_t is at small noise, at least 0.
         b: the inverse of the noise level up to which it is larger, at least 0.
-        stages: the number of stages; the last one goes on to the end of the training.
+        stages: the number of stages; the last one lasts until the end of the training.
         steps: the optimizer steps of a stage.
         huber: c of the distance sqrt(|d|^2 + c^2) - c (Song and Dhariwal 2023, 2310.14189, section 3.4), 0 for |d|; null for
             |d|^2.

@@ -179,5 +179,5 @@ class _DiscretizedScore(ArgumentWrapper):
         return _DiscretizedScore(score, self.process)
 
     def denoised(self, x: Tensor, t: Tensor, cond: Tensor | None = None) -> Tensor:
-        """By alpha and sigma of the discretized process, where they say anything of the data."""
+        """By alpha and sigma of the discretized process, where x still holds data."""
         return super().denoised(x, t, cond) if t > self.process.t_signal else ScoreField.denoised(self, x, t, cond)
