@@ -64,8 +64,10 @@ class Objective(ABC):
         before the first call.
         """
 
-    def prepare(self, data: Tensor) -> None:
-        """Receives the training data in the range of the model, not augmented, (M, ...), before the first call."""
+    def prepare(self, data: Tensor, labels: Tensor | None = None) -> None:
+        """Receives the training data in the range of the model, not augmented, (M, ...), before the first call, and the class
+        labels (M,) of a conditional model.
+        """
 
 
 class LevelwiseObjective(Objective, ABC):

@@ -1,6 +1,7 @@
 """Denoising and explicit score matching: the network is fitted to the score of the noise, or to that of the data."""
 
 import torch
+from lightning.pytorch.utilities import rank_zero_warn
 from torch import Tensor
 
 from lightning_score.errors import InputError, require
@@ -10,6 +11,9 @@ from lightning_score.objective.weighting import Weighting
 from lightning_score.score.empirical import EmpiricalScore
 from lightning_score.score.function import ScoreField
 from lightning_score.tensors import broadcast_to
+
+LARGE = 2**24
+"""Numbers in data for which the comparison with all of them is costly."""
 
 
 class DenoisingScoreMatching(LevelwiseObjective):
@@ -28,7 +32,10 @@ class DenoisingScoreMatching(LevelwiseObjective):
         self.mean = mean
 
     def at(self, score: ScoreField, x_t: Tensor, t: Tensor, noise: Tensor, cond: Tensor | None = None) -> Tensor:
-        residual = score(x_t, t, cond) + noise / broadcast_to(score.process.sigma(t), x_t)
+        return self.length(score(x_t, t, cond) + noise / broadcast_to(score.process.sigma(t), x_t))
+
+    def length(self, residual: Tensor) -> Tensor:
+        """Half the squared length of each example's residual, or its mean square, (B,)."""
         squared = residual.square().flatten(1)
         return squared.mean(1) if self.mean else squared.sum(1) / 2
 
@@ -36,25 +43,35 @@ class DenoisingScoreMatching(LevelwiseObjective):
         return 1.0 if self.mean else super().unit(x)
 
 
-class ExplicitScoreMatching(LevelwiseObjective):
+class ExplicitScoreMatching(DenoisingScoreMatching):
     """E_t lambda(t) 1/2 ||score(x_t, t) - grad log q_t(x_t)||^2, q_t the kernel density estimate of the training data.
 
-    q_t(x) = 1/M sum_m N(x; alpha x_m, sigma^2 I) is the law of the perturbed training data, so that the loss is that of
-    denoising score matching less a constant (Vincent 2011, eq. 11). Every step uses all M examples.
+    q_t(x) = 1/M sum_m N(x; alpha x_m, sigma^2 I) is the law of the perturbed training data, given the label that of the
+    data of this class. The loss is that of denoising score matching less a constant (Vincent 2011, eq. 11), and its gradient
+    varies less: the target is the mean over the clean images that x_t may come from, instead of one of them (Xu et al. 2023,
+    2302.00670). Every step compares a batch with all M examples, so it is for small data. In validation, on other data than
+    these, it is denoising score matching.
 
     Args:
         weighting: lambda(t); sigma^2 by default.
         times: the law of t; uniform by default.
+        mean: average over dimensions without the factor 1/2 (DDPM, score SDE) instead of half the sum (NCSN).
 
     Raises:
-        InputError: when called without training data or with conditions.
+        InputError: when called without training data, or with conditions that are not class labels.
     """
 
     needs_data, leaves_out_missing = True, False
     _data: Tensor | None = None
+    _labels: Tensor | None = None
 
-    def prepare(self, data: Tensor) -> None:
-        self._data = data
+    def prepare(self, data: Tensor, labels: Tensor | None = None) -> None:
+        self._data, self._labels = data, labels
+        if data.numel() > LARGE:
+            rank_zero_warn(
+                f"objective=ExplicitScoreMatching: compares every batch with all {len(data)} examples, which may take longer "
+                "than the network; DenoisingScoreMatching has the same minimizer"
+            )
 
     def at(self, score: ScoreField, x_t: Tensor, t: Tensor, noise: Tensor, cond: Tensor | None = None) -> Tensor:
         if self._data is None:
@@ -63,10 +80,13 @@ class ExplicitScoreMatching(LevelwiseObjective):
                 "datamodule=...)), or call objective.prepare(x) first"
             )
         require(
-            cond is None,
-            "objective=ExplicitScoreMatching: takes no conditions; set conditional=false, or use DenoisingScoreMatching",
+            cond is None or (self._labels is not None and not cond.is_floating_point() and cond.ndim == 1),
+            "objective=ExplicitScoreMatching: takes class labels, and no other conditions; use DenoisingScoreMatching",
         )
+        if not score.training:
+            return super().at(score, x_t, t, noise, cond)
         self._data = self._data.to(x_t.device)
+        self._labels = None if self._labels is None else self._labels.to(x_t.device)
         with torch.no_grad():
-            target = EmpiricalScore(score.process, self._data)(x_t, t)
-        return (score(x_t, t) - target).square().flatten(1).sum(1) / 2
+            target = EmpiricalScore(score.process, self._data, self._labels)(x_t, t, cond)
+        return self.length(score(x_t, t, cond) - target)

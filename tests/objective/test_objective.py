@@ -156,15 +156,38 @@ def test_denoising_is_explicit_score_matching_plus_a_constant(process, sigma):
         assert float(difference.std()) > 0, "the two losses differ example by example"
 
 
-def test_explicit_score_matching_needs_data_and_no_labels():
+def test_explicit_score_matching_needs_data_and_takes_only_labels():
     score, x = ScoreFunction(Zero(), VP(), Noise()), torch.randn(8, 2)
     objective = ExplicitScoreMatching()
     with pytest.raises(InputError, match=r"needs the training data; .*datamodule"):
         objective(score, x)
     objective.prepare(x)
     assert objective(score, x).shape == (8,)
-    with pytest.raises(InputError, match="conditional=false"):
-        objective(score, x, torch.zeros(8, dtype=torch.long))
+    for conditions in (torch.zeros(8, dtype=torch.long), torch.zeros(8, 3)):
+        with pytest.raises(InputError, match="takes class labels"):
+            objective(score, x, conditions)
+    with pytest.warns(UserWarning, match="compares every batch with all 300000 examples"):
+        objective.prepare(torch.zeros(300_000, 64))
+
+
+def test_explicit_score_matching_of_a_class_is_that_of_its_data_alone():
+    """With labels, each example has the target of its class's data; a label without data, as a dropped one, that of all."""
+    torch.manual_seed(0)
+    score, points, labels = ScoreFunction(Zero(), VP(), Noise()), torch.randn(60, 2), torch.arange(60) % 3
+    given = ExplicitScoreMatching(times=FixedTimes(0.5))
+    given.prepare(points, labels)
+
+    def losses(objective, x, cond=None):
+        torch.manual_seed(1)
+        return objective(score, x, cond)
+
+    for label in (0, 1, 2, 3):
+        own = points if label == 3 else points[labels == label]
+        alone = ExplicitScoreMatching(times=FixedTimes(0.5))
+        alone.prepare(own)
+        expected, found = losses(alone, own), losses(given, own, torch.full((len(own),), label))
+        torch.testing.assert_close(found, expected)
+    assert not torch.allclose(losses(given, points, labels), losses(given, points, torch.full((60,), 3)))
 
 
 def test_fit_gives_the_objective_the_training_data():

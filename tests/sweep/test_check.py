@@ -105,7 +105,7 @@ def test_mistakes_are_found_before_the_first_trial(folder, capsys, changes, argu
         (
             {
                 "parameters": {
-                    "model.process.sigma_min": {"values": [0.01, 2]},
+                    "model.process.sigma_min": {"values": [0.02, 2]},
                     "model.process.sigma_max": {"values": [3, 1]},
                 }
             },
