@@ -1,0 +1,170 @@
+"""Predicts how training and evaluation grow with the number of processes, from costs of one process.
+
+`python tests/benchmarks/scale.py` prints the tables of README.md in this folder; `test_scale.py` measures the costs of the
+machine it runs on, and compares predictions with real runs.
+"""
+
+import math
+from collections.abc import Iterator
+from dataclasses import dataclass
+from statistics import NormalDist
+
+FIRST_BUCKET, BUCKET = 1 << 20, 25 << 20
+"""Bytes of gradients that DistributedDataParallel reduces at once: of the first ones, and of the others."""
+
+
+@dataclass(frozen=True)
+class Fabric:
+    """How processes exchange bytes, and what they share.
+
+    Attributes:
+        bandwidth: bytes per second that a process sends while it receives as many, within a machine.
+        hop: seconds until a message within a machine arrives.
+        per_machine: processes of a machine.
+        network: bytes per second that a whole machine sends while it receives as many.
+        network_hop: seconds until a message to another machine arrives.
+        processors: that the processes of a machine share, for computing and for messages; None: each has a GPU of its own,
+            which exchanges bytes while it computes.
+    """
+
+    bandwidth: float
+    hop: float
+    per_machine: int = 8
+    network: float = math.inf
+    network_hop: float = 0.0
+    processors: int | None = None
+
+    def slowest(self, n: int) -> float:
+        """Bytes per second around a ring of n processes: it has several lanes, and each leaves a machine by another card."""
+        return self.bandwidth if n <= self.per_machine else min(self.bandwidth, self.network)
+
+    def ring(self, nbytes: float, n: int) -> float:
+        """Seconds in which n processes gather nbytes, of which each has an nth part, or scatter their sum so."""
+        machines = math.ceil(n / self.per_machine)
+        hops = (n - 1) * self.hop if machines == 1 else (n - machines) * self.hop + machines * self.network_hop
+        return (n - 1) / n * nbytes / self.slowest(n) + hops
+
+    def tree(self, nbytes: float, n: int) -> float:
+        """Seconds of a sum up a tree of machines, and back; within a machine along a chain."""
+        local, machines = min(n, self.per_machine), math.ceil(n / self.per_machine)
+        hops = (local - 1) * self.hop + math.ceil(math.log2(machines)) * self.network_hop
+        return 2 * (nbytes / self.slowest(n) + hops) if n > 1 else 0.0
+
+    def all_reduce(self, nbytes: float, n: int) -> float:
+        """Seconds until n processes have the sum of nbytes of each, by a ring, `2 (n - 1)/n nbytes/bandwidth + 2 (n - 1) hop`
+        (Patarasuk and Yuan 2009, J. Parallel Distrib. Comput. 69), or by a tree, whichever is faster.
+        """
+        return min(2 * self.ring(nbytes, n), self.tree(nbytes, n))
+
+    def crowding(self, n: int) -> float:
+        """How many times as long n processes compute because they share processors."""
+        return 1.0 if self.processors is None else max(1.0, min(n, self.per_machine) / self.processors)
+
+
+@dataclass(frozen=True)
+class Training:
+    """Costs of the training steps of one process.
+
+    Attributes:
+        batch: examples of a step and process.
+        step: seconds, without any exchange.
+        backward: seconds of it in which gradients become ready, evenly.
+        gradients: their bytes.
+        together: how many times as long a step takes while all processors of the machine compute.
+        spread: standard deviation of the time of a step, as a share of it: each step waits for the slowest process.
+        units: parts whose weights `fsdp2` gathers one after the other; 0: every process has all weights (`ddp`).
+    """
+
+    batch: int
+    step: float
+    backward: float
+    gradients: float
+    together: float = 1.0
+    spread: float = 0.0
+    units: int = 0
+
+    def buckets(self) -> Iterator[float]:
+        """The bytes that are reduced at once, in the order in which they become ready."""
+        left, size = self.gradients, FIRST_BUCKET
+        while left > 0:
+            yield min(left, size)
+            left, size = left - size, BUCKET
+
+    def exposed(self, n: int, fabric: Fabric) -> float:
+        """Seconds that a step waits for gradients after the backward pass: the sum of a bucket begins when its gradients are
+        ready and the sum before it is done.
+        """
+        ready = end = 0.0
+        for nbytes in self.buckets():
+            ready += self.backward * nbytes / self.gradients
+            end = max(end, ready) + fabric.all_reduce(nbytes, n)
+        return max(end - self.backward, 0.0) if n > 1 else 0.0
+
+    def exposed_sharded(self, n: int, fabric: Fabric) -> float:
+        """The same where weights are sharded: gathered in the forward and in the backward pass, which also scatters the sums
+        of the gradients. Of the first and of the last unit nothing is hidden.
+        """
+        one = fabric.ring(self.gradients / self.units, n)
+        forward = self.step - self.backward
+        late = max(self.units * one - forward, 0.0) + max(2 * self.units * one - self.backward, 0.0)
+        return late + 2 * one if n > 1 else 0.0
+
+    def seconds(self, n: int, fabric: Fabric) -> float:
+        """Seconds of a step of n processes."""
+        compute = self.step * (1 + self.spread * slowest_of(n))
+        if fabric.processors is None:
+            return compute + (self.exposed_sharded if self.units else self.exposed)(n, fabric)
+        exchange = sum(fabric.all_reduce(nbytes, n) for nbytes in self.buckets())  # by the processors, which hides nothing
+        return fabric.crowding(n) * (compute * (self.together if n > 1 else 1.0) + exchange)
+
+    def images(self, n: int, fabric: Fabric) -> float:
+        """Examples per second of n processes."""
+        return n * self.batch / self.seconds(n, fabric)
+
+
+@dataclass(frozen=True)
+class Evaluation:
+    """Costs of drawing and measuring samples.
+
+    Attributes:
+        image: seconds to draw one more sample in a batch.
+        start: seconds of a batch besides.
+        batch: samples that a process draws at once.
+        sums: bytes that all processes add up in the end.
+        metrics: seconds from the sums to the metrics, in every process.
+        together: as in `Training`.
+    """
+
+    image: float
+    start: float = 0.0
+    batch: int = 1024
+    sums: float = 0.0
+    metrics: float = 0.0
+    together: float = 1.0
+
+    def drawing(self, samples: int, n: int, fabric: Fabric) -> float:
+        """Seconds until n processes have drawn their shares."""
+        mine = math.ceil(samples / n)
+        alone = mine * self.image + math.ceil(mine / self.batch) * self.start
+        return alone * fabric.crowding(n) * (self.together if n > 1 else 1.0)
+
+    def seconds(self, samples: int, n: int, fabric: Fabric) -> float:
+        """Seconds until they have the metrics."""
+        return self.drawing(samples, n, fabric) + fabric.all_reduce(self.sums, n) + self.metrics
+
+
+def slowest_of(n: int) -> float:
+    """The mean of the largest of n standard normal numbers (Blom 1958), 0 for one."""
+    return NormalDist().inv_cdf((n - 0.375) / (n + 0.25))
+
+
+def fewest_steps_times(batch: float, noise_scale: float) -> float:
+    """The steps to a loss with batches of all processes, over those with infinite ones: `1 + B_noise/B` (McCandlish et al.
+    2018, 1812.06162, eq. 2.11). The examples over the fewest are `1 + B/B_noise`.
+    """
+    return 1 + noise_scale / batch
+
+
+def largest_useful_batch(noise_scale: float, gain: float = 1.1) -> float:
+    """The batch from which twice as many examples a step save no factor of `gain` in steps; 1 < gain < 2."""
+    return noise_scale * (1 - gain / 2) / (gain - 1)
