@@ -51,8 +51,8 @@ class Fabric:
         return 2 * (nbytes / self.slowest(n) + hops) if n > 1 else 0.0
 
     def all_reduce(self, nbytes: float, n: int) -> float:
-        """Seconds until n processes have the sum of nbytes of each, by a ring, `2 (n - 1)/n nbytes/bandwidth + 2 (n - 1) hop`
-        (Patarasuk and Yuan 2009, J. Parallel Distrib. Comput. 69), or by a tree, whichever is faster.
+        """Seconds until n processes have the sum of nbytes of each, by a tree, or by a ring (Patarasuk and Yuan 2009, J.
+        Parallel Distrib. Comput. 69): `2 (n - 1)/n nbytes/bandwidth + 2 (n - 1) hop`, whichever is faster.
         """
         return min(2 * self.ring(nbytes, n), self.tree(nbytes, n))
 
@@ -168,3 +168,67 @@ def fewest_steps_times(batch: float, noise_scale: float) -> float:
 def largest_useful_batch(noise_scale: float, gain: float = 1.1) -> float:
     """The batch from which twice as many examples a step save no factor of `gain` in steps; 1 < gain < 2."""
     return noise_scale * (1 - gain / 2) / (gain - 1)
+
+
+GPUS = (1, 8, 64, 512)
+DGX = Fabric(0.7 * 450e9, 3.4e-6, per_machine=8, network=0.7 * 8 * 50e9, network_hop=14e-6)
+"""Assumed: NVLink of an H100, 450 GB/s in each direction, and one NDR InfiniBand card, 50 GB/s, for each of eight GPUs (the
+specification of a DGX H100), both used to 70 %; the latencies of NCCL's model (`src/graph/tuning.cc`, ring, Simple)."""
+ETHERNET = Fabric(DGX.bandwidth, DGX.hop, per_machine=8, network=0.7 * 12.5e9, network_hop=14e-6)
+"""Assumed: the same machines, joined by one card of 100 Gb/s each."""
+PEAK = 798e12
+"""Measured: floating-point operations per second of a large product of matrices on an H100, in bfloat16."""
+
+
+def of_images(rate: float, batch: int, parameters: float, units: int = 0) -> Training:
+    """The costs of a step on a GPU from its images per second; the backward pass is two thirds of it, with twice the
+    operations of the forward pass, and steps are assumed to differ by 1 %.
+    """
+    return Training(batch, batch / rate, 2 / 3 * batch / rate, 4 * parameters, spread=0.01, units=units)
+
+
+ADM = 0.2 * PEAK / (3 * 219.3e9)
+"""Images per second of a training step: counted operations, at the share of the peak that was measured for DDPM."""
+TRAININGS = {
+    "DDPM, CUDA graphs": of_images(4374, 128, 35.7e6),
+    "NCSN++, plain": of_images(772, 128, 62.8e6),
+    "ADM, `ddp`": of_images(ADM, 64, 295.9e6),
+    "ADM, `fsdp2`": of_images(ADM, 64, 295.9e6, units=59),
+}
+SUMS = 8 * 10 * (2048**2 + 2048 + 1) + 4 * 10_000 * (2048 + 1008)
+"""Bytes that processes add up: sums of features in ten blocks, and features and logits of the first samples."""
+METRICS = 10.0
+"""Assumed: seconds of all metrics of `test` on a GPU."""
+EVALUATIONS = {
+    "DDPM, 1000 evaluations, CUDA graphs": Evaluation(1000 / 19322, sums=SUMS, metrics=METRICS),
+    "NCSN++, 2000 evaluations": Evaluation(2000 * 21.76e9 / (0.3 * PEAK), sums=SUMS, metrics=METRICS),
+    "ADM, 511 evaluations": Evaluation(511 * 219.3e9 / (0.3 * PEAK), sums=SUMS, metrics=METRICS),
+}
+
+
+def tables() -> list[list[str]]:
+    """The tables of README.md: steps and images per second, and the times of evaluations."""
+    header = ["1 GPU", *(f"{n} GPUs" for n in GPUS[1:])]
+    steps = [["training, steps/s and images/s", "between machines", *header, "efficiency at 512"]]
+    for name, each in TRAININGS.items():
+        for where, fabric in (("InfiniBand", DGX), ("100 Gb/s", ETHERNET)):
+            rates = [f"{1 / each.seconds(n, fabric):.3g}, {_short(each.images(n, fabric))}" for n in GPUS]
+            steps.append([name, where, *rates, f"{each.images(512, fabric) / each.images(1, fabric) / 5.12:.0f} %"])
+    drawn = [["50 000 samples, drawing and metrics", *header]]
+    for name, cost in EVALUATIONS.items():
+        times = ((cost.drawing(50_000, n, DGX), cost.seconds(50_000, n, DGX)) for n in GPUS)
+        drawn.append([name, *(f"{_short(drawing)} + {whole - drawing:.0f} s" for drawing, whole in times)])
+    return [_table(*steps), _table(*drawn)]
+
+
+def _short(value: float) -> str:
+    """Three digits, in groups."""
+    return f"{float(f'{value:.3g}'):,.0f}".replace(",", " ")
+
+
+def _table(header: list[str], *rows: list[str]) -> list[str]:
+    return [f"| {' | '.join(header)} |", "|---" * len(header) + "|", *(f"| {' | '.join(row)} |" for row in rows)]
+
+
+if __name__ == "__main__":
+    print("\n\n".join("\n".join(table) for table in tables()))

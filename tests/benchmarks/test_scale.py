@@ -1,5 +1,5 @@
-"""Steps per second of training and seconds of an evaluation with 1, 2 and 3 processes, as `scale.py` predicts them from costs
-measured on this machine without them, and as they are.
+"""Steps per second of training and seconds of an evaluation with 1, 2 and 3 processes, as they are, and as `scale.py`
+predicts them from costs of this machine; and what else a training on many machines costs.
 
 The costs are those of a training step of one process, alone and while another one computes, of sums over two processes by
 gloo, and of drawing samples. The ratio is the measured value over the predicted one: 1 would be perfect. Processes have one
@@ -12,21 +12,29 @@ import csv
 import os
 import statistics
 import time
-from dataclasses import dataclass, replace
+from dataclasses import dataclass
 from itertools import chain, repeat
 
 import pytest
 import torch
 import torch.distributed as dist
 import torch.multiprocessing as mp
+from PIL import Image
 from torch import nn
 from torch.nn.parallel import DistributedDataParallel
 
+from benchmarks.parts import model_of
 from benchmarks.scale import BUCKET, FIRST_BUCKET, Evaluation, Fabric, Training
 from benchmarks.test_start import call
 from lightning_score import EMA
 from lightning_score.commands.base import IdleExperiment
 from lightning_score.commands.configs import shipped
+from lightning_score.data import ImageStream
+from lightning_score.metrics import fit
+from lightning_score.metrics.frechet import frechet_estimate
+from lightning_score.metrics.manifold import kernel_distance, manifold
+from lightning_score.metrics.statistics import BLOCKS, FeatureSums, block_of
+from lightning_score.runs.checkpoints import SafeCheckpointIO
 
 PROCESSES = (1, 2, 3)
 TRAINER = 0.8e-3
@@ -208,8 +216,48 @@ def test_evaluation(tmp_path, processors, note, benchmark):
 
     benchmark.pedantic(run, rounds=1)
     fabric = Fabric(1e9, 0.0, per_machine=64, processors=processors)
-    together = replace(evaluation, together=1.0)
     for n in PROCESSES:
-        predicted = together.drawing(DRAWN, n, fabric)
+        predicted = evaluation.drawing(DRAWN, n, fabric)
         what = f"sampling seconds of {DRAWN}, {n} processes on {processors} processors, predicted"
         note(what, f"{predicted:.2f}", "measured", f"{found[n]:.2f}", f"{found[n] / predicted:.2f}")
+
+
+def test_checkpoint(tmp_path, note, benchmark):
+    """Weights, their average and Adam's two moments of DDPM for CIFAR-10, written as `fit` does."""
+    weights = {name: each.detach() for name, each in model_of("cifar10/ddpm").named_parameters()}
+    state = {kind: {name: each.clone() for name, each in weights.items()} for kind in ("raw", "average", "first", "second")}
+    benchmark.pedantic(lambda: SafeCheckpointIO().save_checkpoint(state, tmp_path / "last.ckpt"), rounds=3)
+    gigabytes = (tmp_path / "last.ckpt").stat().st_size / 1e9
+    seconds = benchmark.stats.stats.median
+    note("a checkpoint of DDPM", f"{seconds:.2f} s", "size", f"{gigabytes:.3g} GB", f"{gigabytes / seconds:.2f} GB/s")
+
+
+def test_streaming(tmp_path, note, benchmark):
+    """Images of 64x64 from chunks on a disk, by one process without others to load them."""
+    (tmp_path / "images").mkdir()
+    for i, image in enumerate(torch.randint(256, (1200, 64, 64, 3), dtype=torch.uint8).numpy()):
+        Image.fromarray(image).save(tmp_path / "images" / f"{i}.bmp")
+    data = ImageStream(str(tmp_path / "images"), (3, 64, 64), cache=str(tmp_path), num_workers=0, batch_size=64)
+    data.chunks  # noqa: B018  # packs them
+    loader = data.train_dataloader()
+    benchmark.pedantic(lambda: sum(len(x) for x, _ in loader), rounds=3, warmup_rounds=1)
+    images = len(loader) * 64 / benchmark.stats.stats.median
+    note("streaming images of 64x64, one thread", f"{images:.0f} images/s", "", f"{images * 3 * 64**2 / 1e6:.0f} MB/s", "")
+
+
+def test_metrics(note, benchmark):
+    """Everything that `test` computes from the sums of 50 000 samples in 2048 features, in every process."""
+    generator = torch.Generator().manual_seed(0)
+    mixing = torch.randn(2048, 2048, generator=generator) / 45
+    sums = FeatureSums(2048, BLOCKS, sync_on_compute=False)
+    fake, real = ((torch.randn(10_000, 2048, generator=generator) @ mixing).relu() for _ in range(2))
+    sums.update(fake, block_of(torch.arange(10_000), 10_000, BLOCKS))
+    statistics_of_data = fit(real)
+
+    def metrics():
+        frechet_estimate(statistics_of_data, sums)
+        kernel_distance(real, fake)
+        manifold(real, fake)
+
+    benchmark.pedantic(metrics, rounds=1)
+    note("FID with its error, KID, precision and recall", f"{benchmark.stats.stats.median:.0f} s", "", "", "")
