@@ -11,6 +11,8 @@ from statistics import NormalDist
 
 FIRST_BUCKET, BUCKET = 1 << 20, 25 << 20
 """Bytes of gradients that DistributedDataParallel reduces at once: of the first ones, and of the others."""
+FLAG = 4
+"""Bytes by which processes tell one another in every step whether the loss is finite."""
 
 
 @dataclass(frozen=True)
@@ -112,9 +114,12 @@ class Training:
     def seconds(self, n: int, fabric: Fabric) -> float:
         """Seconds of a step of n processes."""
         compute = self.step * (1 + self.spread * slowest_of(n))
+        flag = fabric.all_reduce(FLAG, n)
         if fabric.processors is None:
-            return compute + (self.exposed_sharded if self.units else self.exposed)(n, fabric)
-        exchange = sum(fabric.all_reduce(nbytes, n) for nbytes in self.buckets())  # by the processors, which hides nothing
+            return compute + flag + (self.exposed_sharded if self.units else self.exposed)(n, fabric)
+        exchange = flag + sum(
+            fabric.all_reduce(nbytes, n) for nbytes in self.buckets()
+        )  # by the processors: nothing is hidden
         return fabric.crowding(n) * (compute * (self.together if n > 1 else 1.0) + exchange)
 
     def images(self, n: int, fabric: Fabric) -> float:

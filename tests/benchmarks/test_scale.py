@@ -24,7 +24,7 @@ from torch import nn
 from torch.nn.parallel import DistributedDataParallel
 
 from benchmarks.parts import model_of
-from benchmarks.scale import BUCKET, FIRST_BUCKET, Evaluation, Fabric, Training
+from benchmarks.scale import BUCKET, FLAG, Evaluation, Fabric, Training
 from benchmarks.test_start import call
 from lightning_score import EMA
 from lightning_score.commands.base import IdleExperiment
@@ -92,9 +92,8 @@ class Costs:
     def fabric(self, processors):
         """Bandwidth and hop of a process that has its processor for itself."""
         shared = max(1.0, 2 / processors)
-        (few, first), (many, last) = ((nbytes, seconds / shared) for nbytes, seconds in self.reduced.items())
-        per_byte = (last - first) / (many - few)
-        return Fabric(1 / per_byte, max(first - few * per_byte, 0.0) / 2, per_machine=64, processors=processors)
+        few, many = (seconds / shared for seconds in self.reduced.values())
+        return Fabric(BUCKET / (many - few), few / 2, per_machine=64, processors=processors)
 
     def training(self, processors):
         alone = statistics.mean(self.alone)
@@ -116,7 +115,7 @@ def measure(rank, folder, options, steps, results):
     dist.barrier()
     together = times(step, steps)
     reduced = {}
-    for nbytes in (FIRST_BUCKET, BUCKET):
+    for nbytes in (FLAG, BUCKET):
         x = torch.ones(nbytes // 4)
         dist.barrier()
         reduced[nbytes] = statistics.median(times(lambda x=x: dist.all_reduce(x), 20)[2:])
