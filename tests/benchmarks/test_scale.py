@@ -123,6 +123,7 @@ def measure(rank, folder, options, steps, results):
         gradients = sum(4 * parameter.numel() for parameter in experiment.model.parameters())
         backward = statistics.median(step.backward[5 : 5 + steps])
         results.put(Costs(experiment.datamodule.batch_size, gradients, alone, together, backward, reduced))
+    dist.barrier()  # or the first that ends would take the connection from the other
     dist.destroy_process_group()
 
 
