@@ -43,7 +43,7 @@ def test_the_benchmark_of_a_gpu_runs_to_its_end_without_one():
         assert float(ratios[f"{what}; a large matrix product (aim {aim})"]) > 0
         assert float(ratios[f"{what}; diffusers, compiled alike"]) > 0
     samplers = [float(ratio) for what, ratio in ratios.items() if what.endswith("its network alone (aim 0.95)")]
-    assert len(samplers) > 20 and all(0 < ratio < 1.5 for ratio in samplers)
+    assert len(samplers) > 20 and min(samplers) > 0
     assert ["predict, 16 samples", "done"] in [row[:2] for row in rows]
     assert any("NCCL on several GPUs" in row[3] for row in rows)
 

@@ -19,12 +19,13 @@ from pathlib import Path
 
 import pytest
 import torch
+from conftest import CORRECTORS, PREDICTORS, quick
 from torch.utils.flop_counter import FlopCounterMode
 
 from benchmarks import test_training_step
 from benchmarks.conftest import duration, seconds
 from benchmarks.parts import Diffusers, Ours, autocast, model_of
-from benchmarks.test_sampling import SMALL
+from lightning_score.sampling import NoPredictor, PredictorCorrector, Uniform
 
 DRY = os.environ.get("GPU_DRY_RUN") == "1"
 pytestmark = pytest.mark.skipif(not (DRY or torch.cuda.is_available()), reason="needs a GPU, or GPU_DRY_RUN=1")
@@ -36,6 +37,14 @@ ROUNDS = 1 if DRY else 20
 AIMS = {"training step": 0.35, "forward pass": 0.5}
 MODE = "reduce-overhead"
 DRAWN = {"cifar10/edm": 1, "vp_pc": 4} if DRY else {"cifar10/edm": 128, "vp_pc": 1024}
+STEPS = 2 if DRY else 20
+SAMPLERS = {
+    **{k.__name__: PredictorCorrector(quick(k), grid=Uniform(STEPS, 1e-2)) for k in PREDICTORS if k is not NoPredictor},
+    **{k.__name__: PredictorCorrector(NoPredictor(), k(), grid=Uniform(STEPS, 1e-2)) for k in CORRECTORS
+       if k().min_dimension <= 64},
+}  # fmt: skip
+CHOSEN = {"cifar10/edm": ["Heun"] if DRY else ["Heun", "DDIM", "SASolver"], "vp_pc": list(SAMPLERS)}
+"""Samplers of a network: each step is compiled with the network in it."""
 ROOM = 120e9
 """Bytes of a GPU on which all networks fit at batch 128, so that they are compiled at the same time."""
 BUDGET = 60 * float(os.environ.get("GPU_MINUTES", 12))
@@ -48,7 +57,7 @@ def left(limit=BUDGET):
 
 
 class Job:
-    """A function `(ask, tell, *arguments)` in a process of its own."""
+    """A function `(pipe, *arguments)` in a process of its own."""
 
     def __init__(self, function, *arguments):
         context = multiprocessing.get_context("spawn")
@@ -84,6 +93,10 @@ class Failed(str):
     """Why there is no number."""
 
 
+def failed(error):
+    return Failed(f"{type(error).__name__}: {' '.join(str(error).split())[:150]}")
+
+
 def _work(pipe, function, arguments):
     if DRY:
         torch.set_num_threads(1)
@@ -91,7 +104,7 @@ def _work(pipe, function, arguments):
     try:
         function(pipe, *arguments)
     except Exception as error:
-        pipe.send(Failed(f"{type(error).__name__}: {' '.join(str(error).split())[:150]}"))
+        pipe.send(failed(error))
 
 
 def network_costs(pipe, whose, name, batch):
@@ -138,7 +151,7 @@ def groups():
 
 
 def sampling_costs(pipe, name, batch):
-    """Tells for each sampler the seconds of its samples, those of its network's calls alone, and their number."""
+    """Tells for each sampler the number of its network's calls, the seconds of samples, and those of the calls alone."""
     model = model_of(name, f"--model.compile={MODE}").to(DEVICE)
     for parameter in model.parameters():
         if not parameter.any():  # a score of zero has no norm for a step size
@@ -146,7 +159,7 @@ def sampling_costs(pipe, name, batch):
     network, given = model.score_function.network, []
     with torch.compiler.set_stance("force_eager"), autocast(DEVICE, torch.bfloat16):
         hook = network.register_forward_pre_hook(lambda module, arguments: given.append(arguments))
-        model.draw(range(batch), sampler=SMALL["vp_pc"]["DDIM"]())
+        model.draw(range(batch), sampler=SAMPLERS["DDIM"])
         hook.remove()
 
     def alone(calls):
@@ -160,30 +173,23 @@ def sampling_costs(pipe, name, batch):
 
     model.eval()
     alone(3)
-    kinds = list(SMALL["vp_pc"].items())
-    for kind, make in kinds[:2] if DRY and batch == 1 else kinds:
-        sampler = make()
+    for kind in CHOSEN[name]:
+        sampler = SAMPLERS[kind]
         try:
             calls = round(draw(sampler).nfe)
             pairs = [
                 (seconds(lambda s=sampler: draw(s), DEVICE), seconds(lambda c=calls: alone(c), DEVICE)) for _ in range(2)
             ]
-            pipe.send((kind, calls, *(min(each) for each in zip(*pairs, strict=True))))
+            pipe.send((calls, *(min(each) for each in zip(*pairs, strict=True))))
         except Exception as error:
-            pipe.send(Failed(f"{kind}: {type(error).__name__}: {' '.join(str(error).split())[:100]}"))
-    pipe.send(None)
+            pipe.send(failed(error))
 
 
 FEW = ["--samples.num_samples=0", "--evaluate.features=null", "--trainer.limit_val_batches=0"]
 FIT = ["fit", "--config=vp_pc", "--trainer.val_check_interval=null", "--trainer.precision=bf16-mixed", *FEW]
 COMMANDS = {
     "fit with CUDA graphs, 300 steps": [*FIT, "--trainer.max_steps=300", f"--model.compile={MODE}"],
-    "fit with sharded weights and NCCL": [
-        *FIT,
-        "--trainer.max_steps=100",
-        "--trainer.strategy=fsdp2",
-        "--trainer.devices=1",
-    ],
+    "fit with sharded weights and NCCL": [*FIT, "--trainer.max_steps=99", "--trainer.strategy=fsdp2", "--trainer.devices=1"],
     "predict, 16 samples": ["predict", "--ckpt_path=digits/vp_pc", "--num_samples=16"],
 }
 TESTS = ["tests/sampling/test_sampler.py", "tests/data/test_data.py", "tests/callbacks/test_system_metrics.py"]
@@ -235,14 +241,14 @@ def test_sampling(name, note, benchmark):
     job = Job(sampling_costs, name, DRAWN[name])
 
     def run():
-        while (found := job.hear(150)) is not None:
+        end = time.monotonic() + 150
+        for kind in CHOSEN[name]:
+            found, what = job.hear(end - time.monotonic()), f"{name}, {kind}, {DRAWN[name]} samples"
             if isinstance(found, Failed):
-                note(f"{name}, sampling", "-", found, "", "")
-                if ":" not in found:
-                    return
+                note(what, "-", found, "", "")
             else:
-                kind, calls, whole, alone = found
-                what = f"{name}, {kind}, {DRAWN[name]} samples, {calls} network calls, CUDA graphs"
+                calls, whole, alone = found
+                what += f", {calls} network calls, CUDA graphs"
                 note(what, duration(whole), "its network alone (aim 0.95)", duration(alone), f"{alone / whole:.3f}")
 
     benchmark.pedantic(run, rounds=1)
