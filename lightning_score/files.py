@@ -178,6 +178,21 @@ def new_folder_if_kept(folder: Path) -> Iterator[None]:
         raise
 
 
+@contextmanager
+def made_once(path: Path) -> Iterator[None]:
+    """Lets one process at a time make a file or folder of a cache; the others wait. If the block fails, nothing is left."""
+    from filelock import FileLock
+
+    lock = Path(f"{path}.lock")
+    with new_folder_if_kept(path.parent):
+        try:
+            with FileLock(lock):
+                yield
+        except BaseException:
+            lock.unlink(missing_ok=True)
+            raise
+
+
 def csv_text(lines: Iterable[Iterable[Any]]) -> str:
     """Lines of cells as CSV."""
     text = io.StringIO()

@@ -17,7 +17,7 @@ from lightning_score.data.batches import Examples, Splits
 from lightning_score.data.files import ImageFiles
 from lightning_score.data.gray import warn_of_few_levels
 from lightning_score.errors import require
-from lightning_score.files import LocalPath, new_folder_if_kept
+from lightning_score.files import LocalPath, made_once
 from lightning_score.memory import require_room
 
 
@@ -91,16 +91,22 @@ class ImageFolder(ImageFiles):
         return found, skipped
 
     def _stored(self, stored: Path, left_out: Path) -> tuple[np.ndarray, dict[str, str]]:
-        """The content of the cache, which is created if it is missing or damaged.
+        """The content of the cache, which one of several processes creates if it is missing or damaged.
 
         Raises:
             OSError: there is no space, or no permission.
         """
-        with suppress(OSError, ValueError, EOFError):
+
+        def content() -> tuple[np.ndarray, dict[str, str]]:
             return np.load(stored, mmap_mode="c"), json.loads(left_out.read_text())
-        with new_folder_if_kept(stored.parent):
+
+        with suppress(OSError, ValueError, EOFError):
+            return content()
+        with made_once(stored):
+            with suppress(OSError, ValueError, EOFError):
+                return content()
             self._store(stored, left_out)
-        return np.load(stored, mmap_mode="c"), json.loads(left_out.read_text())
+            return content()
 
     def _store(self, stored: Path, left_out: Path) -> None:
         """Decodes all files into the cache, which is replaced at the end."""
@@ -116,7 +122,7 @@ class ImageFolder(ImageFiles):
                 self._write_header(out, len(self.files) - len(skipped))
             listed.write_text(json.dumps(skipped, indent=1))
             listed.replace(left_out)
-            part.replace(stored)  # several processes may do this at the same time; each reads a complete file
+            part.replace(stored)  # a process that reads meanwhile has a complete file
 
     def _write_header(self, file: BinaryIO, n: int) -> None:
         header = {"descr": self.pixel.str, "fortran_order": False, "shape": (n, *self.shape)}

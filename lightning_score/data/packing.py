@@ -10,7 +10,6 @@ from typing import Any
 
 import numpy as np
 import torch
-from filelock import FileLock
 from lightning.pytorch.utilities.seed import isolate_rng
 from litdata import optimize
 from tqdm import tqdm
@@ -18,7 +17,7 @@ from tqdm import tqdm
 from lightning_score.data.batches import Splits
 from lightning_score.data.files import ImageFiles
 from lightning_score.errors import InputError, require
-from lightning_score.files import new_folder_if_kept, replace_text, replacing
+from lightning_score.files import made_once, replace_text, replacing
 
 CHUNK = 64 << 20
 """Maximal size of a chunk in bytes; a chunk is read as a whole."""
@@ -30,19 +29,14 @@ def pack_once(packed: Path, pack: Callable[[], None]) -> None:
     Raises:
         InputError: there is no space, or no permission.
     """
-    cache, lock = packed.parent, Path(f"{packed}.lock")
     try:
-        with new_folder_if_kept(cache):
-            try:
-                with FileLock(lock):
-                    if not packed.exists():
-                        pack()
-            except BaseException:
-                lock.unlink(missing_ok=True)
-                raise
+        with made_once(packed):
+            if not packed.exists():
+                pack()
     except OSError as error:
+        reason = error.strerror or error
         raise InputError(
-            f"--data.cache {cache}: the chunks cannot be written there ({error.strerror or error}); give another folder"
+            f"--data.cache {packed.parent}: the chunks cannot be written there ({reason}); give another folder"
         ) from error
 
 

@@ -14,7 +14,7 @@ import numpy as np
 
 from lightning_score.data.readers import Member, Members, checked, files_of, located, members_of, reading
 from lightning_score.errors import InputError, require
-from lightning_score.files import cache_folder, new_folder_if_kept
+from lightning_score.files import cache_folder, made_once
 from lightning_score.memory import free_memory, require_room
 
 Name = str | int
@@ -154,8 +154,9 @@ class Source:
         stored = folder / f"arrays-{self.fingerprint(files)}.bin"
         try:
             if not stored.exists():
-                with new_folder_if_kept(folder), tempfile.TemporaryDirectory(dir=folder) as temporary:
-                    self._copy(files, Path(temporary, stored.name), int(ends[-1])).replace(stored)
+                with made_once(stored), tempfile.TemporaryDirectory(dir=folder) as temporary:
+                    if not stored.exists():
+                        self._copy(files, Path(temporary, stored.name), int(ends[-1])).replace(stored)
         except OSError as error:
             raise InputError(
                 f"--data.cache {folder}: {self} needs {ends[-1] / 1e9:.3g} GB there, which cannot be written "

@@ -88,7 +88,7 @@ def reference_statistics(
 ) -> Reference:
     """The reference of a data set, from the cache, or computed and cached.
 
-    Other processes that need it at the same time wait and read it; an unreadable file is replaced with a warning.
+    Other processes that need it while it is computed wait and read it; an unreadable file is replaced with a warning.
 
     Args:
         data_hash: hash of the examples, on which the reference depends along with the features and n.
@@ -101,11 +101,18 @@ def reference_statistics(
     key = hashlib.sha256(json.dumps(depends).encode())
     path = cache_folder() / "reference" / f"{features.name}-{key.hexdigest()[:16]}.safetensors"
     path.parent.mkdir(parents=True, exist_ok=True)
-    with FileLock(f"{path}.lock"):
+
+    def known() -> Reference | None:
         found = _read(path)
-        if found is None or not _is_of(found, examples(), features, device):
-            found = compute(examples(), features, n, device)
-            _write(path, found)
+        return found if found is not None and _is_of(found, examples(), features, device) else None
+
+    found = known()  # without the lock, for which hundreds of processes would queue
+    if found is None:
+        with FileLock(f"{path}.lock"):
+            found = known()
+            if found is None:
+                found = compute(examples(), features, n, device)
+                _write(path, found)
     return found
 
 

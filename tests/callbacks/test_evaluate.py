@@ -10,6 +10,7 @@ from types import SimpleNamespace
 import numpy as np
 import pytest
 import torch
+from filelock import FileLock
 from tiny import TINY
 from torch import nn
 
@@ -140,6 +141,15 @@ class TestReference:
         features = DigitFeatures()(Digits().reference()).features
         assert len(found.kept) == 300 and found.floor_n == n
         assert found.floor == pytest.approx(real_floor(features, n), rel=0.15)
+
+    def test_a_known_one_is_read_while_another_process_computes(self, counted, cache):
+        self.get()
+        (path,) = cache.rglob("*.safetensors")
+        with FileLock(f"{path}.lock"):
+            thread = Thread(target=self.get, daemon=True)
+            thread.start()
+            thread.join(30)
+        assert not thread.is_alive() and len(counted) == 1
 
     def test_it_is_computed_once_per_dependency(self, counted):
         for _ in range(2):

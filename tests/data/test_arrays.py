@@ -1,6 +1,8 @@
 """Arrays in files: formats, axes, windows, splits, standardization, conditions, and what checkpoints keep."""
 
 import pickle
+import time
+from concurrent.futures import ThreadPoolExecutor
 from itertools import product
 from math import prod
 
@@ -12,6 +14,7 @@ from conftest import concrete
 from lightning_score import data as data_package
 from lightning_score.conditions import Array, ClassLabel, Several, Vector
 from lightning_score.data import Arrays, Asinh, AsStored, Constants, Log, MeanStd, MinMax, Standardization, split_indices
+from lightning_score.data.sources import Source
 from lightning_score.data.stored import Stored
 from lightning_score.errors import InputError
 
@@ -70,6 +73,25 @@ def test_formats_hold_the_same_numbers_in_memory_and_mapped(tmp_path, name, dtyp
         assert isinstance(data.splits.train.x, Stored) == (not in_memory)
         assert torch.equal(everything(data).float(), in_order(x))
         assert torch.equal(data.reference()[:], in_order(x)) or torch.equal(data.reference().clone(), in_order(x))
+
+
+def test_one_of_several_copies_packed_arrays(tmp_path, monkeypatch):
+    np.savez_compressed(tmp_path / "x.npz", x=field())
+    copied, copy = [], Source._copy
+
+    def counted(*given):
+        copied.append(given)
+        time.sleep(0.3)  # in which all begin
+        return copy(*given)
+
+    monkeypatch.setattr(Source, "_copy", counted)
+
+    def total(_):
+        data = Arrays(str(tmp_path / "x.npz"), axes="NCHW", in_memory=False, cache=str(tmp_path / "cache"))
+        return float(data.load().train.x[:].sum())  # `splits` has a lock for all threads in Python 3.11
+
+    with ThreadPoolExecutor(4) as pool:
+        assert len({*pool.map(total, range(4))}) == len(copied) == 1
 
 
 def test_images_volumes_and_tables(tmp_path):

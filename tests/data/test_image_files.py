@@ -4,6 +4,7 @@ import gzip
 import hashlib
 import os
 import pickle
+import time
 from concurrent.futures import ThreadPoolExecutor
 from inspect import signature
 from pathlib import Path
@@ -26,7 +27,7 @@ from lightning_score.data import (
     ImageStream,
     public as public_data,
 )
-from lightning_score.data.files import image_files
+from lightning_score.data.files import image_files, read_image
 from lightning_score.data.public import resized
 from lightning_score.errors import InputError
 
@@ -165,10 +166,19 @@ class TestFolder:
         maps = Path("/proc/self/maps")
         assert splits.train.x.shape[0] == 36 and (not maps.exists() or "lightning_score/images-" in maps.read_text())
 
-    def test_several_at_once(self, folder):
+    def test_several_at_once(self, folder, monkeypatch):
+        """One of them decodes the files; `splits` has a lock for all threads in Python 3.11."""
+        opened = []
+
+        def counted(file, *settings):
+            opened.append(file)
+            time.sleep(0.05)  # in which all begin
+            return read_image(file, *settings)
+
+        monkeypatch.setattr("lightning_score.data.files.read_image", counted)
         with ThreadPoolExecutor(4) as pool:
-            found = list(pool.map(lambda _: ImageFolder(str(folder), shape=[1, 4, 4]).splits.train.x.sum(), range(4)))
-        assert len({int(total) for total in found}) == 1
+            found = list(pool.map(lambda _: ImageFolder(str(folder), shape=[1, 4, 4]).load().train.x.sum(), range(4)))
+        assert len({int(total) for total in found}) == 1 and len(opened) == len({*opened}) == 40
 
     @pytest.mark.parametrize(
         ("options", "message"),
