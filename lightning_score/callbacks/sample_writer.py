@@ -90,7 +90,7 @@ class SampleWriter(Callback):
         """Gathers the samples of all processes in their order; the first process writes."""
         parts = [self._parts] * trainer.world_size
         if trainer.world_size > 1:
-            dist.all_gather_object(parts, self._parts)
+            dist.gather_object(self._parts, parts if trainer.is_global_zero else None)
         if not trainer.is_global_zero:
             return
         indices, *drawn = (torch.cat(tensors) for tensors in zip(*chain.from_iterable(parts), strict=True))

@@ -29,7 +29,7 @@ from lightning_score.training.inference import share, whole
 from lightning_score.training.model import ScoreModel
 
 SAVE_EVERY = 60.0
-"""Seconds of work that an interruption loses at most."""
+"""Seconds of work that an interruption loses at most; with more than 8 processes, all of which save, more."""
 FORMAT = 6
 """The version of a saved state; those of other versions are not read."""
 
@@ -237,6 +237,7 @@ class SamplingPass:
         particles = self.source.particles
         mine = share(found.n, self.trainer.global_rank, self.trainer.world_size, particles)
         saved, peak = time.monotonic(), PeakMemory(self.device) if path is not None else None
+        every = SAVE_EVERY * max(1.0, self.trainer.world_size / 8)  # so that they do not fill the disk
         hidden = None if path is not None and self.trainer.is_global_zero else True
         with (
             tqdm(total=len(mine), initial=found.done, desc="evaluating", unit="sample", leave=False, disable=hidden) as bar,
@@ -261,7 +262,7 @@ class SamplingPass:
                 if not self.overlapping:
                     adding.result()
                 bar.update(len(numbers))
-                if path is not None and time.monotonic() - saved > SAVE_EVERY:
+                if path is not None and time.monotonic() - saved > every:
                     adding.result()
                     _save(path, found)
                     saved = time.monotonic()
