@@ -29,7 +29,7 @@ class Coefficients(NamedTuple):
     """Of x_s = x_scale x + sum_j weights[j] prediction_j + std z, the newest prediction first."""
 
     x_scale: float
-    weights: Row
+    weights: list[float]
     std: float
 
 
@@ -99,16 +99,15 @@ class Multistep(Predictor, ABC):
             start, refined, predicted = nodes[1], nodes[: self.refined_points], nodes[1 : 1 + self.points]
             weights[: len(refined)] += x_scale * self.weights(process, start, t, refined)
             weights[1 : 1 + len(predicted)] -= x_scale * self.weights(process, start, t, predicted)
-        return Coefficients(x_scale, weights, std)
+        return Coefficients(x_scale, weights.tolist(), std)
 
     def step(self, score: ScoreField, x: Tensor, t: Tensor, s: Tensor, noise: NoiseSource, state: Any) -> tuple[Tensor, Any]:
         prediction, history = self.predict(score, x, t), state or History({})
         kept = self._kept() - 1 if history.end == float(t) else 0
         times, predictions = (t, *history.times[:kept]), (prediction, *history.predictions[:kept])
         found = history.steps.get((*map(float, times), float(s))) or self.coefficients(score.process, times, s)
-        x = combine((found.x_scale, x), *zip(found.weights.tolist(), predictions, strict=True))
-        if found.std:
-            x = combine((1.0, x), (found.std, noise.normal()))
+        fresh = [(found.std, noise.normal())] if found.std else []
+        x = combine((found.x_scale, x), *zip(found.weights, predictions, strict=True), *fresh)
         return x, History(history.steps, float(s), times, predictions)
 
 

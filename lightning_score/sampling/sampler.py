@@ -16,7 +16,8 @@ from lightning_score.sampling.ends import FinalDenoise, Initial, LastMean, Prior
 from lightning_score.sampling.from_noise import moves_of, states_of
 from lightning_score.sampling.grid import TimeGrid, Uniform, warn_between_levels
 from lightning_score.sampling.noise import NoiseStream
-from lightning_score.sampling.predictor import Move, Predictor, ReverseDiffusion
+from lightning_score.sampling.predictor import Predictor, ReverseDiffusion
+from lightning_score.sampling.step import Move
 from lightning_score.score.function import ClippedScore, PriorScore, ScoreField
 
 Observer = Callable[[ScoreField, Move, Tensor, Tensor, Any], None]
@@ -150,7 +151,8 @@ class Sampler(ABC):
             states = states_of(methods, score.process, times)
             x = self.initial(score.process, noise)
             path = [x] if trajectory else None
-            for i, move in enumerate(tqdm(moves, "sampling", leave=False, disable=not progress, unit="step")):
+            shown = tqdm(moves, "sampling", leave=False, unit="step") if progress else moves
+            for i, move in enumerate(shown):
                 method, before, state = move.method, x, states[move.method]
                 draws = noise if i < len(moves) - 1 else self.denoise.last_noise(noise)
                 x, states[method] = method.step(score, x, move.t, move.s, draws, state)
