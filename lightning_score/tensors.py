@@ -51,7 +51,8 @@ def combine(*terms: tuple[Tensor | float, Tensor]) -> Tensor:
     Args:
         terms: pairs of a coefficient, () or (B,), and a tensor (B, ...).
     """
-    total, others = None, []
+    total: Tensor | None = None
+    others: list[tuple[Scale, Tensor]] = []
     for c, x in terms:
         c = number(c)
         if not isinstance(c, float):

@@ -7,11 +7,12 @@ take longer than a small network does. What has been computed is kept for the ne
 from collections.abc import Callable, Hashable, Iterator
 from contextlib import contextmanager
 from functools import partial, wraps
-from typing import Any, Self
+from typing import Any
 from weakref import WeakKeyDictionary
 
 import torch
 from torch import Tensor
+from typing_extensions import Self
 
 COEFFICIENTS = ("log_alpha", "alpha", "sigma", "drift", "diffusion", "log_snr")
 """The functions of time that are cached."""
@@ -119,15 +120,19 @@ class CachedCoefficients:
             if before is not None:
                 self._cache = before
 
+    def _kept(self) -> CoefficientCache | None:
+        """The cache, which cannot be asked from within a graph."""
+        return None if torch.compiler.is_compiling() else self._cache
+
     def cached(self, key: Hashable, compute: Callable[[Tensor], Tensor], t: Tensor) -> Tensor:
         """`compute(t)`, cached under `key` at the times of `cached_at`."""
-        return compute(t) if self._cache is None else self._cache.get(key, compute, t)
+        return compute(t) if (kept := self._kept()) is None else kept.get(key, compute, t)
 
     def numbers(self, key: Hashable, compute: Callable[..., Any], *times: Tensor) -> Any:
         """`compute(*times)`, a named tuple of tensors of the shape of the times; at times of `cached_at` a named tuple of
         numbers, computed once and kept under `key`, which stands for all else that they depend on.
         """
-        return compute(*times) if self._cache is None else self._cache.numbers(key, compute, times)
+        return compute(*times) if (kept := self._kept()) is None else kept.numbers(key, compute, times)
 
     def state(self, owner: Any, compute: Callable[[], Any]) -> Any:
         """`compute()`, which depends on the process, the times of `cached_at` and `owner` alone, computed once for them."""

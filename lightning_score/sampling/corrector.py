@@ -103,7 +103,15 @@ class TimedLangevin(AffineStep, LangevinCorrector, ABC):
         return Affine(1.0, e, (2 * e * self.temperature).sqrt())
 
 
-class Langevin(TimedLangevin):
+class SnrLangevin(LangevinCorrector, ABC):
+    """Langevin dynamics whose step size is set by a signal-to-noise ratio."""
+
+    def __init__(self, snr: Snr = 0.16):
+        require_snr(snr)
+        self.snr = snr
+
+
+class Langevin(TimedLangevin, SnrLangevin):
     """Langevin dynamics with step size e = 2 alpha_c (snr sigma)^2, alpha_c the ratio of alpha^2 between t and s.
 
     Song et al. 2021 (2011.13456), Algorithms 4 and 5, with the norm of the score replaced by its expectation, 1/sigma
@@ -114,10 +122,6 @@ class Langevin(TimedLangevin):
             between these noise levels, sigma as sigma/alpha; the command `tune` finds them.
     """
 
-    def __init__(self, snr: Snr = 0.16):
-        require_snr(snr)
-        self.snr = snr
-
     def size_at(self, process: NoiseProcess, t: Tensor, s: Tensor, state: Any) -> Tensor:
         return snr_step_size(process, t, s, snr_at(self.snr, process, t) * process.sigma(t))
 
@@ -127,12 +131,8 @@ def _norms(v: Tensor) -> Tensor:
     return torch.linalg.vector_norm(v.flatten(1), dim=1)
 
 
-class _NormLangevin(LangevinCorrector, ABC):
+class _NormLangevin(SnrLangevin, ABC):
     """Langevin dynamics with step size e = 2 alpha_c (snr ||z||/||score||)^2."""
-
-    def __init__(self, snr: Snr = 0.16):
-        require_snr(snr)
-        self.snr = snr
 
     @abstractmethod
     def _norm(self, v: Tensor) -> Tensor:

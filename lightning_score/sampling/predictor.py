@@ -17,7 +17,7 @@ from torch import Tensor
 from lightning_score.errors import require
 from lightning_score.process import NoiseProcess
 from lightning_score.sampling.noise import NoiseSource
-from lightning_score.sampling.step import Affine, AffineStep, Move, SamplerStep
+from lightning_score.sampling.step import Affine, AffineStep, Move, Numbers, SamplerStep, Times
 from lightning_score.score.function import ScoreField
 from lightning_score.tensors import Scale, combine
 
@@ -152,29 +152,35 @@ class DDIM(AffineStep, Predictor):
         return Affine(x_scale, -process.sigma(t) * noise_scale, v)
 
 
-def heun_step(score: ScoreField, x: Tensor, t: Tensor, s: Tensor) -> Tensor:
+class HeunStep(Predictor, ABC):
     """Heun's step of d(x/alpha) = noise d(sigma/alpha) from t to s; if s is clean data, Euler's, with one evaluation."""
-    noise_t = score.noise(x, t)
-    euler = ddim_step(score.process, x, t, s, noise_t)
-    if score.process.sigma(s) == 0:
-        return euler
-    return ddim_step(score.process, x, t, s, (noise_t + score.noise(euler, s)) / 2)
+
+    order, evaluations = 2, 2
+
+    def heun(self, score: ScoreField, x: Tensor, t: Tensor, s: Tensor) -> Tensor:
+        """The step of samples x (B, ...) from t () to s ()."""
+        scales = score.process.numbers(ddim_scales, partial(ddim_scales, score.process), t, s)
+        return self.move(score, x, (t, s), scales, bool(score.process.sigma(s) == 0))
+
+    def move(self, score: ScoreField, x: Tensor, times: Times, numbers: Numbers, to_data: bool) -> Tensor:
+        (t, s), (x_scale, noise_scale) = times, numbers
+        noise_t = score.noise(x, t)
+        euler = combine((x_scale, x), (noise_scale, noise_t))
+        return euler if to_data else combine((x_scale, x), (noise_scale, (noise_t + score.noise(euler, s)) / 2))
 
 
-class Heun(Predictor):
+class Heun(HeunStep):
     """x/alpha <- x/alpha + (noise_t + noise_s)/2 (sigma_s/alpha_s - sigma_t/alpha_t), noise_s after Euler's step.
 
     Karras et al. 2022 (2206.00364), Algorithm 1. A step to clean data is Euler's and takes one evaluation. Where the
     process has no clean data (VE), EDM's last step, from sigma_min to 0, is the final denoise Tweedie.
     """
 
-    order, evaluations = 2, 2
-
     def step(self, score: ScoreField, x: Tensor, t: Tensor, s: Tensor, noise: NoiseSource, state: Any) -> tuple[Tensor, Any]:
-        return heun_step(score, x, t, s), state
+        return self.heun(score, x, t, s), state
 
 
-class StochasticHeun(Predictor):
+class StochasticHeun(HeunStep):
     """Adds noise that raises sigma/alpha by the factor 1 + gamma, then takes Heun's step down to s.
 
     Karras et al. 2022 (2206.00364), Algorithm 2: gamma = min(churn/N, sqrt(2) - 1) for N steps. The noise is that of the
@@ -187,8 +193,6 @@ class StochasticHeun(Predictor):
         churn_max: largest sigma/alpha at which noise is added.
         churn_noise: the paper's S_noise, a factor on the fresh noise; 1 is exact, the paper takes 1.003 for ImageNet.
     """
-
-    order, evaluations = 2, 2
 
     def __init__(self, churn: float = 40.0, churn_min: float = 0.05, churn_max: float = 50.0, churn_noise: float = 1.0):
         require(churn >= 0, f"churn={churn}: must be at least 0 (deterministic), as in 40")
@@ -216,4 +220,4 @@ class StochasticHeun(Predictor):
         if t_hat > t:
             a, b = score.process.transition(t, t_hat)
             x = combine((a, x), (self.churn_noise * b, noise.normal()))
-        return heun_step(score, x, t_hat, s), state
+        return self.heun(score, x, t_hat, s), state

@@ -11,6 +11,7 @@ from tqdm.auto import tqdm
 
 from lightning_score.errors import require, require_passes
 from lightning_score.process import NoiseProcess
+from lightning_score.sampling.compiled import compiled
 from lightning_score.sampling.corrector import Corrector
 from lightning_score.sampling.ends import FinalDenoise, Initial, LastMean, Prior
 from lightning_score.sampling.from_noise import moves_of, states_of
@@ -132,6 +133,7 @@ class Sampler(ABC):
         trajectory: bool = False,
         progress: bool = False,
         observe: Observer | None = None,
+        compile: str | None = None,
     ) -> Samples:
         """Draws one sample per random stream.
 
@@ -141,6 +143,7 @@ class Sampler(ABC):
             trajectory: keep x after every move (memory grows with the number of moves).
             progress: show a progress bar over the moves.
             observe: called after every move.
+            compile: the mode of torch.compile for whole steps, of methods that have a `move`; null: none.
         """
         evaluations = score.evaluations
         times = self.grid(score.process).cpu()  # coefficients are computed on the CPU, so that a GPU need not wait
@@ -149,13 +152,14 @@ class Sampler(ABC):
         methods = {move.method for move in moves}
         with score.process.cached_at(torch.cat([times, *(method.evaluated(score.process, times) for method in methods)])):
             states = states_of(methods, score.process, times)
+            steps = {method: compiled(method, compile).step if compile else method.step for method in methods}
             x = self.initial(score.process, noise)
             path = [x] if trajectory else None
             shown = tqdm(moves, "sampling", leave=False, unit="step") if progress else moves
             for i, move in enumerate(shown):
                 method, before, state = move.method, x, states[move.method]
                 draws = noise if i < len(moves) - 1 else self.denoise.last_noise(noise)
-                x, states[method] = method.step(score, x, move.t, move.s, draws, state)
+                x, states[method] = steps[method](score, x, move.t, move.s, draws, state)
                 if path is not None:
                     path.append(x)
                 if observe is not None:

@@ -1,6 +1,7 @@
 """The interface of sampler steps, and the steps that are affine in x, the score and fresh noise."""
 
 from abc import ABC, abstractmethod
+from collections.abc import Callable, Sequence
 from functools import partial
 from typing import Any, NamedTuple
 
@@ -10,6 +11,12 @@ from lightning_score.process import NoiseProcess
 from lightning_score.sampling.noise import NoiseSource
 from lightning_score.score.function import ScoreField
 from lightning_score.tensors import Scale, combine
+
+Times = Sequence[Tensor]
+"""Times, () each."""
+
+Numbers = Sequence[Scale]
+"""Coefficients: numbers, or in a graph tensors ()."""
 
 
 class SamplerStep(ABC):
@@ -37,6 +44,11 @@ class SamplerStep(ABC):
     def init(self, process: NoiseProcess, times: Tensor) -> Any:
         """The state at the first step on a grid of decreasing times (N + 1,), which steps do not change; None by default."""
         return None
+
+    move: Callable[..., Any] | None = None
+    """What `step` does with score and samples, which can be compiled as a whole: a method `move(score, x, times, numbers,
+    *given)` of times and coefficients, which change from step to step, and of tensors (B, ...) or constants `given`.
+    """
 
     @abstractmethod
     def step(self, score: ScoreField, x: Tensor, t: Tensor, s: Tensor, noise: NoiseSource, state: Any) -> tuple[Tensor, Any]:
@@ -81,6 +93,10 @@ class AffineStep(SamplerStep, ABC):
 
     def step(self, score: ScoreField, x: Tensor, t: Tensor, s: Tensor, noise: NoiseSource, state: Any) -> tuple[Tensor, Any]:
         compute = partial(self.coefficients, score.process, state=state)
-        x_scale, score_scale, std = score.process.numbers(self, compute, t, s)
+        numbers = score.process.numbers(self, compute, t, s)
+        return self.move(score, x, [t], numbers, noise.normal() if numbers.std else None), state
+
+    def move(self, score: ScoreField, x: Tensor, times: Times, numbers: Numbers, z: Tensor | None) -> Tensor:
+        (t,), (x_scale, score_scale, std) = times, numbers
         x = score.combination(x, t, x_scale=x_scale, score_scale=score_scale) if self.evaluations else combine((x_scale, x))
-        return (combine((1.0, x), (std, noise.normal())) if std else x), state
+        return x if z is None else combine((1.0, x), (std, z))

@@ -7,7 +7,7 @@ from torch import Tensor, nn
 from lightning_score.conditions import Condition, condition_of
 from lightning_score.process import NoiseProcess
 from lightning_score.score.parametrization import Coefficients, Parametrization
-from lightning_score.tensors import Scale, combine, is_number, number
+from lightning_score.tensors import Scale, combine, number
 
 
 class ScoreField(nn.Module, ABC):
@@ -98,8 +98,8 @@ class ScoreFunction(ScoreField):
         rows = x.shape[0]
         self.evaluations += rows
         c_in, c_skip, c_out, c_noise = coefficients
-        x_scale, scale = number(x_scale), number(scale)
-        label = x.new_full((rows,), float(c_noise)) if is_number(c_noise) else c_noise.to(x).expand(rows)
+        x_scale, scale, c_noise = number(x_scale), number(scale), number(c_noise)
+        label = x.new_full((rows,), c_noise) if isinstance(c_noise, float) else c_noise.to(x).expand(rows)
         output = self.network(combine((c_in, x)), label, cond).to(x.dtype)
         result = combine((x_scale + scale * c_skip, x), (scale * c_out, output))
         return result.clone() if result is output else result  # a CUDA graph overwrites its output at the next call

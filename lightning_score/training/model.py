@@ -285,7 +285,7 @@ class ScoreModel(Loadable):
             score = self.sampled_score(torch.as_tensor(numbers, device=self.device), None if cond is None else cond[here])
             noise = NoiseStream(seed, numbers, self.shape, self.device, self.dtype)  # type: ignore[arg-type]
             with inference(self):
-                drawn = sampler(score, noise, trajectory=trajectory, progress=progress, observe=monitor)
+                drawn = sampler(score, noise, trajectory, progress, monitor, self.compiled)
             monitor.check(drawn.x)
             return drawn
 
