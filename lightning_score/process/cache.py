@@ -16,6 +16,8 @@ from typing_extensions import Self
 
 COEFFICIENTS = ("log_alpha", "alpha", "sigma", "drift", "diffusion", "log_snr")
 """The functions of time that are cached."""
+LAST = 4
+"""Grids whose numbers are kept."""
 MOST = 64
 """Numbers kept per time of a grid, above which all are forgotten: those of many samplers that are used once."""
 
@@ -28,7 +30,7 @@ class CoefficientCache:
     """
 
     def __init__(self, times: Tensor):
-        self._times = times
+        self.times = times
         self._rows = {t: row for row, t in enumerate(times.tolist())}
         self._tables: dict[Hashable, tuple[Tensor, list[Tensor]]] = {}
         self._numbers: dict[Hashable, Any] = {}
@@ -36,26 +38,27 @@ class CoefficientCache:
 
     def of(self, process: "CachedCoefficients") -> Self:
         """With log alpha and sigma of a process, the law that distinguishes it."""
-        self._law = process.log_alpha(self._times), process.sigma(self._times)
+        self._law = process.log_alpha(self.times), process.sigma(self.times)
         return self
 
     def equals(self, other: Self) -> bool:
         """Whether another cache is of the same times and the same law."""
-        alike = self._times.is_inference() == other._times.is_inference()  # autograd refuses tensors of inference mode
-        return alike and all(map(torch.equal, (self._times, *self._law), (other._times, *other._law)))
+        alike = self.times.is_inference() == other.times.is_inference()  # autograd refuses tensors of inference mode
+        pairs = zip((self.times, *self._law), (other.times, *other._law), strict=True)
+        return alike and all(torch.equal(a, b) for a, b in pairs)
 
     def _row(self, t: Tensor) -> int | None:
         """The position of t, (), on the grid; None if it is not one of the times."""
-        alike = t.ndim == 0 and t.is_cpu and t.dtype == self._times.dtype
+        alike = t.ndim == 0 and t.is_cpu and t.dtype == self.times.dtype
         return self._rows.get(float(t)) if alike else None
 
     def get(self, key: Hashable, compute: Callable[[Tensor], Tensor], t: Tensor) -> Tensor:
         """`compute(t)`: from the table `key` if t is one of the times of the grid, or all of them."""
-        row = None if t is self._times else self._row(t)
-        if row is None and t is not self._times:
+        row = None if t is self.times else self._row(t)
+        if row is None and t is not self.times:
             return compute(t)
         if key not in self._tables:
-            table = compute(self._times)
+            table = compute(self.times)
             self._tables[key] = table, [*table.unbind()]
         return self._tables[key][0] if row is None else self._tables[key][1][row]
 
@@ -73,10 +76,10 @@ class CoefficientCache:
         if len(self._numbers) > MOST * len(self._rows):
             self._numbers.clear()
         if len(rows) > 1:
-            found = compute(*(self._times[row] for row in rows))
+            found = compute(*(self.times[row] for row in rows))
             self._numbers[key, rows] = found._make(map(float, found))
             return
-        columns = compute(self._times)
+        columns = compute(self.times)
         for row, found in enumerate(zip(*(column.tolist() for column in columns), strict=True)):
             self._numbers[key, (row,)] = columns._make(found)
 
@@ -87,8 +90,8 @@ class CoefficientCache:
         return self._states[owner]
 
 
-_LAST: "WeakKeyDictionary[CachedCoefficients, CoefficientCache]" = WeakKeyDictionary()
-"""The last cache of every process."""
+_LAST: "WeakKeyDictionary[CachedCoefficients, list[CoefficientCache]]" = WeakKeyDictionary()
+"""The last caches of every process, the newest one last."""
 
 
 class CachedCoefficients:
@@ -107,12 +110,14 @@ class CachedCoefficients:
     @contextmanager
     def cached_at(self, times: Tensor) -> Iterator[None]:
         """Within, coefficients at any one of these times, (N,) on the CPU, are looked up; all others are computed."""
-        before, last = vars(self).get("_cache"), _LAST.get(self)
+        before, last = vars(self).get("_cache"), _LAST.setdefault(self, [])
         self._cache = CoefficientCache(times)
         self._cache.of(self)
-        if last is not None and last.equals(self._cache):
-            self._cache = last
-        _LAST[self] = self._cache
+        same = [cache for cache in last if cache.equals(self._cache)]
+        if same:
+            self._cache, same[0].times = same[0], times
+        else:
+            last[:] = [*last[1 - LAST :], self._cache]
         try:
             yield
         finally:

@@ -2,6 +2,7 @@
 
 from abc import ABC, abstractmethod
 from collections.abc import Callable, Sequence
+from contextlib import ExitStack
 from itertools import pairwise
 from typing import Any, NamedTuple
 
@@ -148,9 +149,13 @@ class Sampler(ABC):
         evaluations = score.evaluations
         times = self.grid(score.process).cpu()  # coefficients are computed on the CPU, so that a GPU need not wait
         score = self.view(score, times)
-        moves = self.plan(score.process, times)
-        methods = {move.method for move in moves}
-        with score.process.cached_at(torch.cat([times, *(method.evaluated(score.process, times) for method in methods)])):
+        with ExitStack() as caches:
+            caches.enter_context(score.process.cached_at(times))
+            moves = self.plan(score.process, times)
+            methods = {move.method for move in moves}
+            others = [at for method in methods if (at := method.evaluated(score.process, times)) is not times]
+            if others:
+                caches.enter_context(score.process.cached_at(torch.cat([times, *others])))
             states = states_of(methods, score.process, times)
             steps = {method: compiled(method, compile).step if compile else method.step for method in methods}
             x = self.initial(score.process, noise)
