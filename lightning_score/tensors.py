@@ -8,6 +8,9 @@ from torch import Tensor
 
 CPU = torch.device("cpu")
 
+Scale = Tensor | float
+"""A factor, () or (B,)."""
+
 
 def broadcast_to(coefficient: Tensor | float, x: Tensor) -> Tensor:
     """Shapes a coefficient, () or (B,), so that it multiplies `x`, (B, ...), sample by sample, in the precision of `x`.
@@ -33,8 +36,13 @@ def is_number(coefficient: Tensor | float) -> bool:
     """Whether it is a number that can be read without synchronizing a device, losing a gradient or breaking a graph."""
     if not isinstance(coefficient, Tensor):
         return True
-    readable = coefficient.device.type == "cpu" and not torch.compiler.is_compiling()
+    readable = coefficient.is_cpu and not torch.compiler.is_compiling()
     return coefficient.ndim == 0 and readable and not coefficient.requires_grad
+
+
+def number(coefficient: Scale) -> Scale:
+    """The coefficient, as a number if it can be read as one: arithmetic on numbers takes no time."""
+    return coefficient if isinstance(coefficient, float) or not is_number(coefficient) else float(coefficient)
 
 
 def combine(*terms: tuple[Tensor | float, Tensor]) -> Tensor:
@@ -43,20 +51,22 @@ def combine(*terms: tuple[Tensor | float, Tensor]) -> Tensor:
     Args:
         terms: pairs of a coefficient, () or (B,), and a tensor (B, ...).
     """
-    pairs = [(float(c) if is_number(c) else broadcast_to(c, x), x) for c, x in terms]
-    pairs = [pair for pair in pairs if not _is(pair[0], 0.0)]
-    if not pairs:
-        return torch.zeros_like(terms[0][1])
-    pairs.sort(key=lambda pair: not _is(pair[0], 1.0))  # a coefficient of 1 needs no product
-    (c, x), *others = pairs
-    total = x if _is(c, 1.0) else c * x
+    total: Tensor | None = None
+    others: list[tuple[Scale, Tensor]] = []
+    for c, x in terms:
+        c = number(c)
+        if not isinstance(c, float):
+            others.append((broadcast_to(c, x), x))
+        elif c == 1:  # needs no product
+            total = x if total is None else total + x
+        elif c != 0:
+            others.append((c, x))
     for c, x in others:
-        total = torch.add(total, x, alpha=c) if isinstance(c, float) else total + c * x
-    return total
-
-
-def _is(coefficient: Tensor | float, number: float) -> bool:
-    return isinstance(coefficient, float) and coefficient == number
+        if total is None or not isinstance(c, float):
+            total = c * x if total is None else total + c * x
+        else:
+            total = torch.add(total, x, alpha=c)
+    return torch.zeros_like(terms[0][1]) if total is None else total
 
 
 class Moments(NamedTuple):

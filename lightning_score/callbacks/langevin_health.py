@@ -21,7 +21,7 @@ from lightning_score.process.ladder import variance_ratio
 from lightning_score.runs.folders import LANGEVIN
 from lightning_score.runs.records import append_line
 from lightning_score.sampling import LangevinCorrector
-from lightning_score.sampling.predictor import Move
+from lightning_score.sampling.step import Move
 from lightning_score.score.function import Conditioned, ScoreField
 from lightning_score.seeds import seeded
 from lightning_score.training.model import ScoreModel

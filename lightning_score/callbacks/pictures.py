@@ -22,8 +22,8 @@ from lightning_score.data import ScoreData, to_uint8
 from lightning_score.data.images import of_picture, to_picture
 from lightning_score.files import replacing, tolerating_full_disk
 from lightning_score.runs.folders import KIND
-from lightning_score.sampling.predictor import Move
 from lightning_score.sampling.sampler import Samples
+from lightning_score.sampling.step import Move
 from lightning_score.score.function import ScoreField
 from lightning_score.training.model import ScoreModel
 

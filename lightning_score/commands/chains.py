@@ -11,7 +11,7 @@ from lightning_score.errors import InputError, require
 from lightning_score.memory import require_room
 from lightning_score.sampling import Corrector, NoiseStream, Sampler, Samples
 from lightning_score.sampling.diverged import Diverged, DivergenceMonitor
-from lightning_score.sampling.predictor import Move
+from lightning_score.sampling.step import Move
 from lightning_score.score.density import DensityScore
 from lightning_score.score.function import ScoreField
 

@@ -13,7 +13,7 @@ from lightning_score.guidance.base import ModelFacts
 from lightning_score.guidance.observed import At, LikelihoodGuidance, gaussian_variance
 from lightning_score.observations import GaussianNoise, LinearOperator
 from lightning_score.score.trace import inner
-from lightning_score.tensors import broadcast_to
+from lightning_score.tensors import broadcast_to, combine
 
 LARGEST = 5.0
 """The longest step of the denoised image in `NetworkGradient`, in standard deviations."""
@@ -75,10 +75,11 @@ class PseudoInverse(LikelihoodGuidance):
         r2 = gaussian_variance(d, at.alpha, at.sigma)
         residual = at.observation.y - observed
         weighted = self.operator.gram_solve(residual, r2, s**2)
-        seen = at.x if self.backprop else at.denoised
-        (gradient,) = torch.autograd.grad(observed, seen, weighted, create_graph=at.keep)
-        jacobian = 1.0 if self.backprop else broadcast_to(at.alpha * r2 / at.sigma**2, at.x)
-        return jacobian * gradient, -inner(residual, weighted) / 2
+        if self.backprop:
+            (gradient,) = torch.autograd.grad(observed, at.x, weighted, create_graph=at.keep)
+        else:
+            gradient = combine((at.alpha * r2 / at.sigma**2, self.operator.adjoint(weighted, at.x.shape[1:])))
+        return gradient, -inner(residual, weighted) / 2
 
 
 @dataclass(eq=False, repr=False)

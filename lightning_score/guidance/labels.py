@@ -9,9 +9,9 @@ from torch.nn import functional as F
 
 from lightning_score.errors import InputError, require
 from lightning_score.guidance.base import LARGEST, Guidance, ModelFacts, checked, require_cond
-from lightning_score.score.function import Scale, ScoreField, ScoreWrapper
+from lightning_score.score.function import ScoreField, ScoreWrapper
 from lightning_score.score.guided import Evaluate, Extrapolated
-from lightning_score.tensors import differentiated
+from lightning_score.tensors import Scale, differentiated
 
 
 class ClassifierFree(Guidance):

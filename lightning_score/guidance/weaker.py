@@ -7,8 +7,9 @@ from torch import Tensor
 from lightning_score.errors import InputError, require
 from lightning_score.files import CheckpointPath
 from lightning_score.guidance.base import LARGEST, Guidance, OtherModel, checked
-from lightning_score.score.function import Scale, ScoreField
+from lightning_score.score.function import ScoreField
 from lightning_score.score.guided import Evaluate, Extrapolated
+from lightning_score.tensors import Scale
 
 
 class Autoguidance(Guidance):

@@ -81,8 +81,15 @@ class Mask(Averaging):
         require_mask(self.mask, shape)
 
     def apply(self, x: Tensor) -> Tensor:
-        known = self.mask.expand(x.shape[1:]).flatten().nonzero().flatten()
-        return x.flatten(1).index_select(1, known.to(x.device))
+        return x.flatten(1).index_select(1, self._known_places(x.shape[1:], x.device))
+
+    def adjoint(self, v: Tensor, shape: Sequence[int]) -> Tensor:
+        zeros = v.new_zeros(len(v), prod(shape))
+        return zeros.index_copy(1, self._known_places(shape, v.device), v).reshape(-1, *shape)
+
+    def _known_places(self, shape: Sequence[int], device: torch.device) -> Tensor:
+        """Of the entries of a sample, int64 (m,)."""
+        return self.mask.expand(*shape).flatten().nonzero().flatten().to(device)
 
 
 def require_mask(mask: Tensor, shape: Sequence[int], name: str = "mask") -> None:

@@ -1,18 +1,25 @@
 """Coefficients at the times of a grid, computed all together and looked up one by one.
 
 A sampler asks for a dozen coefficients at every step, each of up to a dozen operations on single numbers; one by one these
-take longer than a small network does.
+take longer than a small network does. What has been computed is kept for the next samples on the same grid.
 """
 
 from collections.abc import Callable, Hashable, Iterator
 from contextlib import contextmanager
 from functools import partial, wraps
 from typing import Any
+from weakref import WeakKeyDictionary
 
+import torch
 from torch import Tensor
+from typing_extensions import Self
 
 COEFFICIENTS = ("log_alpha", "alpha", "sigma", "drift", "diffusion", "log_snr")
 """The functions of time that are cached."""
+LAST = 4
+"""Grids whose numbers are kept."""
+MOST = 64
+"""Numbers kept per time of a grid, above which all are forgotten: those of many samplers that are used once."""
 
 
 class CoefficientCache:
@@ -23,26 +30,76 @@ class CoefficientCache:
     """
 
     def __init__(self, times: Tensor):
-        self._times = times
+        self.times = times
         self._rows = {t: row for row, t in enumerate(times.tolist())}
-        self._tables: dict[Hashable, list[Any]] = {}
+        self._tables: dict[Hashable, tuple[Tensor, list[Tensor]]] = {}
+        self._numbers: dict[Hashable, Any] = {}
+        self._states: WeakKeyDictionary[Any, Any] = WeakKeyDictionary()
 
-    def get(self, key: Hashable, compute: Callable[[Tensor], Any], t: Tensor) -> Any:
-        """`compute(t)`, a tensor or a named tuple of tensors: from the table `key` if t is one of the times of the grid."""
-        alike = t.ndim == 0 and t.dtype == self._times.dtype and t.device.type == "cpu"
-        row = self._rows.get(float(t)) if alike else None
-        if row is None:
+    def of(self, process: "CachedCoefficients") -> Self:
+        """With log alpha and sigma of a process, the law that distinguishes it."""
+        self._law = process.log_alpha(self.times), process.sigma(self.times)
+        return self
+
+    def equals(self, other: Self) -> bool:
+        """Whether another cache is of the same times and the same law."""
+        alike = self.times.is_inference() == other.times.is_inference()  # autograd refuses tensors of inference mode
+        pairs = zip((self.times, *self._law), (other.times, *other._law), strict=True)
+        return alike and all(torch.equal(a, b) for a, b in pairs)
+
+    def _row(self, t: Tensor) -> int | None:
+        """The position of t, (), on the grid; None if it is not one of the times."""
+        alike = t.ndim == 0 and t.is_cpu and t.dtype == self.times.dtype
+        return self._rows.get(float(t)) if alike else None
+
+    def get(self, key: Hashable, compute: Callable[[Tensor], Tensor], t: Tensor) -> Tensor:
+        """`compute(t)`: from the table `key` if t is one of the times of the grid, or all of them."""
+        row = None if t is self.times else self._row(t)
+        if row is None and t is not self.times:
             return compute(t)
         if key not in self._tables:
-            table = compute(self._times)
-            self._tables[key] = list(table.unbind() if isinstance(table, Tensor) else _transposed(table))
-        return self._tables[key][row]
+            table = compute(self.times)
+            self._tables[key] = table, [*table.unbind()]
+        return self._tables[key][0] if row is None else self._tables[key][1][row]
+
+    def numbers(self, key: Hashable, compute: Callable[..., Any], times: tuple[Tensor, ...]) -> Any:
+        """`compute(*times)`, a named tuple: of numbers, computed once, if all are times of the grid."""
+        rows = tuple(map(self._row, times))
+        if None in rows:
+            return compute(*times)
+        if (key, rows) not in self._numbers:
+            self._add_numbers(key, compute, rows)
+        return self._numbers[key, rows]
+
+    def _add_numbers(self, key: Hashable, compute: Callable[..., Any], rows: tuple[Any, ...]) -> None:
+        """Adds those of one pair of times, or, if there is one time alone, those of all times, computed together."""
+        if len(self._numbers) > MOST * len(self._rows):
+            self._numbers.clear()
+        if len(rows) > 1:
+            found = compute(*(self.times[row] for row in rows))
+            self._numbers[key, rows] = found._make(map(float, found))
+            return
+        columns = compute(self.times)
+        for row, found in enumerate(zip(*(column.tolist() for column in columns), strict=True)):
+            self._numbers[key, (row,)] = columns._make(found)
+
+    def state(self, owner: Any, compute: Callable[[], Any]) -> Any:
+        """`compute()`, computed once for an owner."""
+        if owner not in self._states:
+            self._states[owner] = compute()
+        return self._states[owner]
+
+
+_LAST: "WeakKeyDictionary[CachedCoefficients, list[CoefficientCache]]" = WeakKeyDictionary()
+"""The last caches of every process, the newest one last."""
 
 
 class CachedCoefficients:
     """Caches the coefficients of every subclass, which need not know of it, at the times given to `cached_at`."""
 
     _cache: CoefficientCache | None = None
+    log_alpha: Callable[[Tensor], Tensor]
+    sigma: Callable[[Tensor], Tensor]
 
     def __init_subclass__(cls, **kwargs: Any) -> None:
         super().__init_subclass__(**kwargs)
@@ -53,7 +110,14 @@ class CachedCoefficients:
     @contextmanager
     def cached_at(self, times: Tensor) -> Iterator[None]:
         """Within, coefficients at any one of these times, (N,) on the CPU, are looked up; all others are computed."""
-        before, self._cache = vars(self).get("_cache"), CoefficientCache(times)
+        before, last = vars(self).get("_cache"), _LAST.setdefault(self, [])
+        self._cache = CoefficientCache(times)
+        self._cache.of(self)
+        same = [cache for cache in last if cache.equals(self._cache)]
+        if same:
+            self._cache, same[0].times = same[0], times
+        else:
+            last[:] = [*last[1 - LAST :], self._cache]
         try:
             yield
         finally:
@@ -61,14 +125,23 @@ class CachedCoefficients:
             if before is not None:
                 self._cache = before
 
-    def cached(self, key: Hashable, compute: Callable[[Tensor], Any], t: Tensor) -> Any:
-        """`compute(t)`, a tensor or a named tuple of tensors, cached under `key` at the times of `cached_at`."""
-        return compute(t) if self._cache is None else self._cache.get(key, compute, t)
+    def _kept(self) -> CoefficientCache | None:
+        """The cache, which cannot be asked from within a graph."""
+        return None if torch.compiler.is_compiling() else self._cache
 
+    def cached(self, key: Hashable, compute: Callable[[Tensor], Tensor], t: Tensor) -> Tensor:
+        """`compute(t)`, cached under `key` at the times of `cached_at`."""
+        return compute(t) if (kept := self._kept()) is None else kept.get(key, compute, t)
 
-def _transposed(columns: Any) -> Any:
-    """The rows of a named tuple of columns."""
-    return map(type(columns)._make, zip(*(column.unbind() for column in columns), strict=True))
+    def numbers(self, key: Hashable, compute: Callable[..., Any], *times: Tensor) -> Any:
+        """`compute(*times)`, a named tuple of tensors of the shape of the times; at times of `cached_at` a named tuple of
+        numbers, computed once and kept under `key`, which stands for all else that they depend on.
+        """
+        return compute(*times) if (kept := self._kept()) is None else kept.numbers(key, compute, times)
+
+    def state(self, owner: Any, compute: Callable[[], Any]) -> Any:
+        """`compute()`, which depends on the process, the times of `cached_at` and `owner` alone, computed once for them."""
+        return compute() if self._cache is None else self._cache.state(owner, compute)
 
 
 def _cached(function: Callable[[Any, Tensor], Tensor]) -> Callable[[Any, Tensor], Tensor]:

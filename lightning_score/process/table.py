@@ -38,7 +38,9 @@ class TableProcess(NoiseProcess, ABC):
         entries = self._at(t.device)
         position = t.double() * (len(entries) - 1)
         below = (position.detach() - 1e-6).floor().long().clamp(0, len(entries) - 2)  # entry i ends interval i
-        return torch.lerp(entries[below], entries[below + 1], position - below).to(t.dtype)
+        at = below.reshape(-1)  # because an index of shape () would be read, for which a GPU waits and a graph breaks
+        low, high = (entries.gather(0, place).reshape(below.shape) for place in (at, at + 1))
+        return torch.lerp(low, high, position - below).to(t.dtype)
 
     def inverse(self, values: Tensor) -> Tensor:
         """The times at which `interpolate` has the given values; beyond the ends, the nearer end."""

@@ -12,7 +12,7 @@ from torch import Tensor
 from lightning_score.errors import require
 from lightning_score.process import NoiseProcess
 from lightning_score.sampling.noise import NoiseSource
-from lightning_score.sampling.predictor import SamplerStep
+from lightning_score.sampling.step import Affine, AffineStep, SamplerStep
 from lightning_score.score.function import ScoreField
 from lightning_score.tensors import combine
 
@@ -87,12 +87,20 @@ class LangevinCorrector(Corrector, ABC):
             z: standard normal draws, (B, ...).
         """
 
-    def step(self, score: ScoreField, x: Tensor, t: Tensor, s: Tensor, noise: NoiseSource, state: Any) -> tuple[Tensor, Any]:
-        gradient = score(x, t)
-        z, added = noise.drawn_and_added()
-        e = self.size(score.process, t, s, state, gradient, z)
-        std = (2 * e * self.temperature).sqrt()
-        return combine((1.0, x), (e, gradient), (std, added)), state
+
+class TimedLangevin(AffineStep, LangevinCorrector, ABC):
+    """A Langevin step whose size depends on the times alone."""
+
+    @abstractmethod
+    def size_at(self, process: NoiseProcess, t: Tensor, s: Tensor, state: Any) -> Tensor:
+        """e in squared units of x, ()."""
+
+    def size(self, process: NoiseProcess, t: Tensor, s: Tensor, state: Any, gradient: Tensor, z: Tensor) -> Tensor:
+        return self.size_at(process, t, s, state)
+
+    def coefficients(self, process: NoiseProcess, t: Tensor, s: Tensor, state: Any) -> Affine:
+        e = self.size_at(process, t, s, state)
+        return Affine(1.0, e, (2 * e * self.temperature).sqrt())
 
 
 class SnrLangevin(LangevinCorrector, ABC):
@@ -102,11 +110,8 @@ class SnrLangevin(LangevinCorrector, ABC):
         require_snr(snr)
         self.snr = snr
 
-    def _ratio(self, process: NoiseProcess, t: Tensor) -> float:
-        return snr_at(self.snr, process, t)
 
-
-class Langevin(SnrLangevin):
+class Langevin(TimedLangevin, SnrLangevin):
     """Langevin dynamics with step size e = 2 alpha_c (snr sigma)^2, alpha_c the ratio of alpha^2 between t and s.
 
     Song et al. 2021 (2011.13456), Algorithms 4 and 5, with the norm of the score replaced by its expectation, 1/sigma
@@ -117,8 +122,8 @@ class Langevin(SnrLangevin):
             between these noise levels, sigma as sigma/alpha; the command `tune` finds them.
     """
 
-    def size(self, process: NoiseProcess, t: Tensor, s: Tensor, state: Any, gradient: Tensor, z: Tensor) -> Tensor:
-        return snr_step_size(process, t, s, self._ratio(process, t) * process.sigma(t))
+    def size_at(self, process: NoiseProcess, t: Tensor, s: Tensor, state: Any) -> Tensor:
+        return snr_step_size(process, t, s, snr_at(self.snr, process, t) * process.sigma(t))
 
 
 def _norms(v: Tensor) -> Tensor:
@@ -134,7 +139,13 @@ class _NormLangevin(SnrLangevin, ABC):
         """The norm of v in the step size, () or (B,)."""
 
     def size(self, process: NoiseProcess, t: Tensor, s: Tensor, state: Any, gradient: Tensor, z: Tensor) -> Tensor:
-        return snr_step_size(process, t, s, self._ratio(process, t) * self._norm(z) / self._norm(gradient))
+        return snr_step_size(process, t, s, snr_at(self.snr, process, t) * self._norm(z) / self._norm(gradient))
+
+    def step(self, score: ScoreField, x: Tensor, t: Tensor, s: Tensor, noise: NoiseSource, state: Any) -> tuple[Tensor, Any]:
+        gradient = score(x, t)
+        z, added = noise.drawn_and_added()
+        e = self.size(score.process, t, s, state, gradient, z)
+        return combine((1.0, x), (e, gradient), ((2 * e).sqrt(), added)), state
 
 
 class BatchLangevin(_NormLangevin):
@@ -182,7 +193,7 @@ class SampleLangevin(_NormLangevin):
         return _norms(v)
 
 
-class FixedLangevin(LangevinCorrector):
+class FixedLangevin(TimedLangevin):
     """Langevin dynamics on x/alpha with the same step size at every level: e = step_size alpha^2, law p_t^(1/T).
 
     Roberts and Tweedie 1996 (unadjusted Langevin algorithm). On a Gaussian of variance v it needs e < 2 v, and its
@@ -198,5 +209,5 @@ class FixedLangevin(LangevinCorrector):
         require_temperature(temperature)
         self.step_size, self.temperature = step_size, temperature
 
-    def size(self, process: NoiseProcess, t: Tensor, s: Tensor, state: Any, gradient: Tensor, z: Tensor) -> Tensor:
+    def size_at(self, process: NoiseProcess, t: Tensor, s: Tensor, state: Any) -> Tensor:
         return self.step_size * process.alpha(t) ** 2

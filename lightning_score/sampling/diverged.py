@@ -8,8 +8,8 @@ from torch import Tensor
 
 from lightning_score.errors import Unmeasurable
 from lightning_score.process import NoiseProcess
-from lightning_score.sampling.predictor import Move
 from lightning_score.sampling.sampler import Observer
+from lightning_score.sampling.step import Move
 from lightning_score.score.function import ScoreField
 
 BOUND = 1e6

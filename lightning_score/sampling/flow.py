@@ -17,8 +17,9 @@ from lightning_score.sampling.ends import FinalDenoise, Initial, KeepNoise, Prio
 from lightning_score.sampling.from_noise import moves_of, states_of
 from lightning_score.sampling.grid import TimeGrid, Uniform
 from lightning_score.sampling.noise import NoiseSource
-from lightning_score.sampling.predictor import Move, Predictor
+from lightning_score.sampling.predictor import Predictor
 from lightning_score.sampling.sampler import Sampler
+from lightning_score.sampling.step import Move
 from lightning_score.score.function import ScoreField
 from lightning_score.tensors import broadcast_to, combine
 

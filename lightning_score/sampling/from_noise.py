@@ -1,5 +1,6 @@
 """The first step of samplers, where alpha(1) = 0: from noise alone, in which nothing of the data is left."""
 
+from functools import partial
 from typing import Any
 
 import torch
@@ -7,7 +8,8 @@ from torch import Tensor
 
 from lightning_score.process import NoiseProcess
 from lightning_score.sampling.noise import NoiseSource
-from lightning_score.sampling.predictor import Move, Predictor, SamplerStep
+from lightning_score.sampling.predictor import Predictor
+from lightning_score.sampling.step import Move, SamplerStep
 from lightning_score.score.function import ScoreField
 from lightning_score.tensors import combine
 
@@ -65,4 +67,4 @@ def moves_of(predictor: Predictor, process: NoiseProcess, times: Tensor) -> list
 def states_of(methods: set[SamplerStep], process: NoiseProcess, times: Tensor) -> dict[SamplerStep, Any]:
     """The states of methods at their first step on a grid of times (N + 1,), of which they see those with signal."""
     seen = times[process.alpha(times) > 0]
-    return {method: method.init(process, seen) for method in methods}
+    return {method: process.state(method, partial(method.init, process, seen)) for method in methods}

@@ -10,15 +10,13 @@ from torch import Tensor
 from lightning_score.errors import require, require_passes
 from lightning_score.process import NoiseProcess
 from lightning_score.process.ladder import choose_step_size
-from lightning_score.sampling.corrector import Corrector, FixedLangevin, LangevinCorrector, require_temperature
+from lightning_score.sampling.corrector import Corrector, FixedLangevin, TimedLangevin, require_temperature
 from lightning_score.sampling.ends import FinalDenoise, Initial, KeepNoise, Prior, Tweedie
 from lightning_score.sampling.grid import ProcessTable, TimeGrid, times_of_levels
 from lightning_score.sampling.metropolis import MALA
-from lightning_score.sampling.noise import NoiseSource
-from lightning_score.sampling.predictor import Move, NoPredictor, SamplerStep
+from lightning_score.sampling.predictor import NoPredictor
 from lightning_score.sampling.sampler import Sampler
-from lightning_score.score.function import ScoreField
-from lightning_score.tensors import combine
+from lightning_score.sampling.step import Affine, AffineStep, Move
 
 
 class SingleLevel(TimeGrid):
@@ -109,7 +107,7 @@ class LangevinDynamics(MarkovChain):
         self.step_size, self.temperature = step_size, temperature
 
 
-class AnnealedLangevinStep(LangevinCorrector):
+class AnnealedLangevinStep(TimedLangevin):
     """x <- x + e score + sqrt(2 e T) z with e = step_size sigma^2/sigma_min^2, where sigma_min is the smallest sigma/alpha.
 
     Song and Ermon 2019 (1907.05600), Algorithm 1, line 6; for processes other than VE it runs on x/alpha.
@@ -136,7 +134,7 @@ class AnnealedLangevinStep(LangevinCorrector):
             f"step_size < 2 sigma_min^2 = {limit:.3g}; try {limit / 10:.3g}",
         )
 
-    def size(self, process: NoiseProcess, t: Tensor, s: Tensor, state: Any, gradient: Tensor, z: Tensor) -> Tensor:
+    def size_at(self, process: NoiseProcess, t: Tensor, s: Tensor, state: Any) -> Tensor:
         return self.step_size * process.sigma(t) ** 2 / state
 
 
@@ -195,7 +193,7 @@ class AnnealedLangevin(Sampler):
         )
         super().__init__(grid or ProcessTable(), denoise or KeepNoise(), initial or Prior(), clip)
         self.step_size, self.steps, self.temperature = step_size, steps, temperature
-        self._next_level = NoPredictor()
+        self._next_level, self._steps = NoPredictor(), dict[float, AnnealedLangevinStep]()
 
     def chosen_step_size(self, process: NoiseProcess, levels: Tensor) -> float | Sequence[float]:
         """The step size at the smallest of the decreasing times of noise (L,): the given one, or technique 4's.
@@ -219,10 +217,11 @@ class AnnealedLangevin(Sampler):
         steps = _each("steps", self.steps, len(levels))
         require_passes(**{"levels x steps": sum(steps)})
         sizes = _each("step_size", self.chosen_step_size(process, levels), len(levels))
-        methods = {size: AnnealedLangevinStep(size, self.temperature) for size in sizes}
+        for size in {*sizes} - {*self._steps}:  # kept, because their coefficients are
+            self._steps[size] = AnnealedLangevinStep(size, self.temperature)
         moves: list[Move] = []
         for t, s, size, count in zip([times[0], *levels], levels, sizes, steps, strict=False):
-            moves += [Move(self._next_level, t, s, s)] * bool(t > s) + [Move(methods[size], s, t, s)] * count
+            moves += [Move(self._next_level, t, s, s)] * bool(t > s) + [Move(self._steps[size], s, t, s)] * count
         return moves
 
 
@@ -242,7 +241,7 @@ def _each(name: str, given: Any, levels: int) -> list[Any]:
     return values
 
 
-class _ConsistentStep(SamplerStep):
+class _ConsistentStep(AffineStep):
     """x <- (alpha_s/alpha_t) (x + eta sigma_t^2 score) + beta sigma_s z; without noise at the last level, where s = t."""
 
     evaluations = 1
@@ -266,14 +265,12 @@ class _ConsistentStep(SamplerStep):
             "or more levels",
         )
 
-    def step(self, score: ScoreField, x: Tensor, t: Tensor, s: Tensor, noise: NoiseSource, state: Any) -> tuple[Tensor, Any]:
-        process, eta = score.process, state
+    def coefficients(self, process: NoiseProcess, t: Tensor, s: Tensor, state: Any) -> Affine:
+        eta = state
         g = ((process.log_snr(t) - process.log_snr(s)) / 2).exp()  # the ratio of sigma/alpha at s to that at t
         beta = (1 - ((1 - eta) / g) ** 2).sqrt()
         a = (process.log_alpha(s) - process.log_alpha(t)).exp()
-        mean = score.combination(x, t, x_scale=a, score_scale=a * eta * process.sigma(t) ** 2)
-        std = beta * (process.sigma(s) * (s < t))
-        return combine((1.0, mean), (std, noise.normal())), state
+        return Affine(a, a * eta * process.sigma(t) ** 2, beta * (process.sigma(s) * (s < t)))
 
 
 class ConsistentAnnealedLangevin(Sampler):
@@ -303,10 +300,10 @@ class ConsistentAnnealedLangevin(Sampler):
         require(step_size > 0, f"step_size={step_size}: must be above 0, as in 5.6e-6")
         super().__init__(grid or ProcessTable(), denoise or Tweedie(), initial or Prior(), clip)
         self.step_size = step_size
-        self._consistent_step = _ConsistentStep(step_size)
+        self._next_level, self._consistent_step = NoPredictor(), _ConsistentStep(step_size)
 
     def plan(self, process: NoiseProcess, times: Tensor) -> list[Move]:
         levels = levels_of(process, times)
         step, last = self._consistent_step, levels[-1]
-        first = [Move(NoPredictor(), times[0], levels[0], levels[0])] if times[0] > levels[0] else []
+        first = [Move(self._next_level, times[0], levels[0], levels[0])] if times[0] > levels[0] else []
         return [*first, *(Move(step, t, s, s) for t, s in pairwise(levels)), Move(step, last, last, last)]

@@ -12,6 +12,7 @@ from functools import cache
 from typing import Any, NamedTuple
 
 import numpy as np
+import torch
 from numpy.typing import NDArray
 from torch import Tensor
 
@@ -19,6 +20,7 @@ from lightning_score.errors import require
 from lightning_score.process import NoiseProcess
 from lightning_score.sampling.noise import NoiseSource
 from lightning_score.sampling.predictor import Predictor
+from lightning_score.sampling.step import Numbers, Times
 from lightning_score.score.function import ScoreField
 from lightning_score.tensors import combine
 
@@ -29,7 +31,7 @@ class Coefficients(NamedTuple):
     """Of x_s = x_scale x + sum_j weights[j] prediction_j + std z, the newest prediction first."""
 
     x_scale: float
-    weights: Row
+    weights: list[float]
     std: float
 
 
@@ -92,24 +94,31 @@ class Multistep(Predictor, ABC):
             "grid that ends at t_min > 0, as in Uniform(1, 1.0e-3)",
         )
         x_scale, std = self.scales(process, t, s)
-        weights = np.zeros(len(nodes))
+        weights = np.zeros(self._kept())
         used = used if float(process.sigma(s)) > 0 else used[:1]
         weights[: len(used)] = self.weights(process, t, s, used)
         if self.refined_points and len(nodes) > 1:  # x += sum_j (refined - predicted weight) prediction_j, then the step
             start, refined, predicted = nodes[1], nodes[: self.refined_points], nodes[1 : 1 + self.points]
             weights[: len(refined)] += x_scale * self.weights(process, start, t, refined)
             weights[1 : 1 + len(predicted)] -= x_scale * self.weights(process, start, t, predicted)
-        return Coefficients(x_scale, weights, std)
+        return Coefficients(x_scale, weights.tolist(), std)
 
     def step(self, score: ScoreField, x: Tensor, t: Tensor, s: Tensor, noise: NoiseSource, state: Any) -> tuple[Tensor, Any]:
-        prediction, history = self.predict(score, x, t), state or History({})
+        history = state or History({})
         kept = self._kept() - 1 if history.end == float(t) else 0
-        times, predictions = (t, *history.times[:kept]), (prediction, *history.predictions[:kept])
+        times, before = (t, *history.times[:kept]), history.predictions[:kept]
         found = history.steps.get((*map(float, times), float(s))) or self.coefficients(score.process, times, s)
-        x = combine((found.x_scale, x), *zip(found.weights.tolist(), predictions, strict=True))
-        if found.std:
-            x = combine((1.0, x), (found.std, noise.normal()))
-        return x, History(history.steps, float(s), times, predictions)
+        z = noise.normal() if found.std else None
+        none = [torch.zeros_like(x) for _ in found.weights[len(times) :]]  # of weight 0, so that all steps are one graph
+        x, prediction = self.move(score, x, [t], [found.x_scale, found.std, *found.weights], z, *before, *none)
+        return x, History(history.steps, float(s), times, (prediction, *before))
+
+    def move(
+        self, score: ScoreField, x: Tensor, times: Times, numbers: Numbers, z: Tensor | None, *before: Tensor
+    ) -> tuple[Tensor, Tensor]:
+        (t,), (x_scale, std, *weights) = times, numbers
+        prediction, fresh = self.predict(score, x, t), [] if z is None else [(std, z)]
+        return combine((x_scale, x), *zip(weights, (prediction, *before), strict=True), *fresh), prediction
 
 
 @cache

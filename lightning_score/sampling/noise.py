@@ -1,5 +1,6 @@
 """The random numbers of a sampling run: one stream per sample."""
 
+import math
 import os
 from abc import ABC, abstractmethod
 from collections.abc import Iterator, Sequence
@@ -70,22 +71,21 @@ class NoiseStream(NoiseSource):
         self._normals = _generators(self._keys, half=0)
         self._uniforms: list[np.random.Generator] = []
         self._prefetches = self.device.type == "cuda"
-        self._numel = int(np.prod(shape))
+        self._numel = math.prod(shape)
         self._draws = 1  # of the next block; doubled for each block, because small draws are mostly overhead
-        self._block, self._next = torch.empty(0, 0), 0
+        self._ready = list[Tensor]()  # of a block, the next one last
         self._spare, self._ahead = torch.empty(len(indices), 0), 1  # uniform draws made together, for the same reason
         self._coming: tuple[Tensor, Iterator[None]] | None = None
 
     def normal(self) -> Tensor:
-        if self._next == len(self._block):
+        if not self._ready:
             block, parts = self._coming or self._begin_block()
             for _ in parts:  # draws them, or waits for the threads
                 pass
-            drawn = block.to(self.device, non_blocking=True)
-            self._block, self._next = drawn.transpose(0, 1).contiguous(), 0
+            drawn = block.to(self.device, non_blocking=True).transpose(0, 1).contiguous().to(self.dtype)
+            self._ready = [*drawn.view(-1, *self.shape)][::-1]
             self._coming = self._begin_block() if self._prefetches else None
-        self._next += 1
-        return self._block[self._next - 1].view(self.shape).to(self.dtype)
+        return self._ready.pop()
 
     def uniform(self) -> Tensor:
         return self._uniform(self._numel).reshape(self.shape)

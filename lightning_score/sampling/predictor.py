@@ -1,4 +1,4 @@
-"""The interface of sampler steps, and predictors: one step of the reverse process from time t to s < t.
+"""Predictors: one step of the reverse process from time t to s < t.
 
 Reverse SDE: dx = [f x - g^2 score] dt + g dw with dt < 0 (Anderson 1982; Song et al. 2021, 2011.13456, eq. 6).
 Probability-flow ODE: dx = [f x - g^2 score/2] dt (eq. 13), which is also d(x/alpha) = noise d(sigma/alpha) with
@@ -6,7 +6,8 @@ noise = -sigma score (Karras et al. 2022, 2206.00364, eq. 4). The transition bet
 """
 
 import math
-from abc import ABC, abstractmethod
+from abc import ABC
+from functools import partial
 from itertools import pairwise
 from typing import Any, NamedTuple
 
@@ -16,60 +17,9 @@ from torch import Tensor
 from lightning_score.errors import require
 from lightning_score.process import NoiseProcess
 from lightning_score.sampling.noise import NoiseSource
+from lightning_score.sampling.step import Affine, AffineStep, Move, Numbers, SamplerStep, Times
 from lightning_score.score.function import ScoreField
-from lightning_score.tensors import combine
-
-
-class SamplerStep(ABC):
-    """One kind of step of a sampler; the constructor holds its settings, `step` does the work."""
-
-    evaluations: int
-    """Score evaluations of a step."""
-
-    batch_independent: bool = True
-    """Whether a sample does not depend on the others of its batch."""
-
-    needs_observation: bool = False
-    """Whether the score must be that of a posterior."""
-
-    min_dimension: int = 1
-    """The smallest number of entries of a sample for which the step is valid."""
-
-    def check(self, process: NoiseProcess, times: Tensor) -> None:
-        """Raises `InputError` if the step cannot be used with the process on a grid of decreasing times (N + 1,)."""
-
-    def evaluated(self, process: NoiseProcess, times: Tensor) -> Tensor:
-        """The times at which the step may evaluate the score on a grid of times (N + 1,); by default those of the grid."""
-        return times
-
-    def init(self, process: NoiseProcess, times: Tensor) -> Any:
-        """The state at the first step on a grid of decreasing times (N + 1,); None by default."""
-        return None
-
-    @abstractmethod
-    def step(self, score: ScoreField, x: Tensor, t: Tensor, s: Tensor, noise: NoiseSource, state: Any) -> tuple[Tensor, Any]:
-        """One step.
-
-        Args:
-            score: the score function.
-            x: samples of p_t, (B, ...).
-            t: a time of the grid, ().
-            s: the time next to it on the grid, ().
-            noise: the random numbers.
-            state: what `init` or the step before has returned.
-
-        Returns:
-            The new samples and the new state.
-        """
-
-
-class Move(NamedTuple):
-    """One move of a sampler: `method.step` at time t, next to s on the grid, after which x is at time `end`."""
-
-    method: SamplerStep
-    t: Tensor
-    s: Tensor
-    end: Tensor
+from lightning_score.tensors import Scale, combine
 
 
 class Predictor(SamplerStep, ABC):
@@ -89,7 +39,7 @@ class Predictor(SamplerStep, ABC):
         return [[Move(self, t, s, s)] for t, s in pairwise(times)]
 
 
-class NoPredictor(Predictor):
+class NoPredictor(AffineStep, Predictor):
     """x <- (alpha_s/alpha_t) x: scales x by the mean factor, which is 1 for VE, and leaves the rest to the corrector.
 
     Where alpha_t = 0 there is only noise to scale, by sigma_s/sigma_t.
@@ -98,37 +48,32 @@ class NoPredictor(Predictor):
     order, evaluations = 0, 0
     from_noise = True
 
-    def step(self, score: ScoreField, x: Tensor, t: Tensor, s: Tensor, noise: NoiseSource, state: Any) -> tuple[Tensor, Any]:
-        process = score.process
-        if process.is_noise(t):
-            return combine((process.sigma(s) / process.sigma(t), x)), state
-        return combine(((process.log_alpha(s) - process.log_alpha(t)).exp(), x)), state
+    def coefficients(self, process: NoiseProcess, t: Tensor, s: Tensor, state: Any) -> Affine:
+        log_ratio = process.log_alpha(s) - process.log_alpha(t)
+        return Affine(process.sigma(s) / process.sigma(t) if process.is_noise(t) else log_ratio.exp(), 0.0)
 
 
-class EulerMaruyama(Predictor):
+class EulerMaruyama(AffineStep, Predictor):
     """x <- x + [f x - g^2 score] (s - t) + g sqrt(t - s) z, on the reverse SDE (Song et al. 2021, eq. 6)."""
 
     order, evaluations = 1, 1
 
-    def step(self, score: ScoreField, x: Tensor, t: Tensor, s: Tensor, noise: NoiseSource, state: Any) -> tuple[Tensor, Any]:
-        f, g, dt = score.process.drift(t), score.process.diffusion(t), s - t
-        mean = score.combination(x, t, x_scale=1 + f * dt, score_scale=-(g**2) * dt)
-        std = g * (-dt).sqrt()
-        return combine((1.0, mean), (std, noise.normal())), state
+    def coefficients(self, process: NoiseProcess, t: Tensor, s: Tensor, state: Any) -> Affine:
+        f, g, dt = process.drift(t), process.diffusion(t), s - t
+        return Affine(1 + f * dt, -(g**2) * dt, g * (-dt).sqrt())
 
 
-class ReverseDiffusion(Predictor):
+class ReverseDiffusion(AffineStep, Predictor):
     """x <- (2 - a) x + b^2 score + b z (Song et al. 2021, 2011.13456, eq. 46; line 3 of Algorithm 3 for VP)."""
 
     order, evaluations = 1, 1
 
-    def step(self, score: ScoreField, x: Tensor, t: Tensor, s: Tensor, noise: NoiseSource, state: Any) -> tuple[Tensor, Any]:
-        a, b = score.process.transition(s, t)
-        mean = score.combination(x, t, x_scale=2 - a, score_scale=b**2)
-        return combine((1.0, mean), (b, noise.normal())), state
+    def coefficients(self, process: NoiseProcess, t: Tensor, s: Tensor, state: Any) -> Affine:
+        a, b = process.transition(s, t)
+        return Affine(2 - a, b**2, b)
 
 
-class Ancestral(Predictor):
+class Ancestral(AffineStep, Predictor):
     """x <- (x + b^2 score)/a + b (sigma_s/sigma_t) z (Ho et al. 2020, Algorithm 2; Song et al. 2021, eq. 4 and 47).
 
     Args:
@@ -140,43 +85,51 @@ class Ancestral(Predictor):
     def __init__(self, fixed_large: bool = False):
         self.fixed_large = fixed_large
 
-    def step(self, score: ScoreField, x: Tensor, t: Tensor, s: Tensor, noise: NoiseSource, state: Any) -> tuple[Tensor, Any]:
-        a, b = score.process.transition(s, t)
-        mean = score.combination(x, t, x_scale=1 / a, score_scale=b**2 / a)
-        std = b if self.fixed_large else b * (score.process.sigma(s) / score.process.sigma(t))
-        return combine((1.0, mean), (std, noise.normal())), state
+    def coefficients(self, process: NoiseProcess, t: Tensor, s: Tensor, state: Any) -> Affine:
+        a, b = process.transition(s, t)
+        return Affine(1 / a, b**2 / a, b if self.fixed_large else b * (process.sigma(s) / process.sigma(t)))
 
 
-class Euler(Predictor):
+class Euler(AffineStep, Predictor):
     """x <- x + [f x - g^2 score/2] (s - t), on the probability-flow ODE in time."""
 
     order, evaluations = 1, 1
 
-    def step(self, score: ScoreField, x: Tensor, t: Tensor, s: Tensor, noise: NoiseSource, state: Any) -> tuple[Tensor, Any]:
-        f, g, dt = score.process.drift(t), score.process.diffusion(t), s - t
-        return score.combination(x, t, x_scale=1 + f * dt, score_scale=-(g**2) / 2 * dt), state
+    def coefficients(self, process: NoiseProcess, t: Tensor, s: Tensor, state: Any) -> Affine:
+        f, g, dt = process.drift(t), process.diffusion(t), s - t
+        return Affine(1 + f * dt, -(g**2) / 2 * dt)
 
 
-def ddim_step(process: NoiseProcess, x: Tensor, t: Tensor, s: Tensor, noise: Tensor, v: Tensor | float = 0.0) -> Tensor:
-    """alpha_s denoised + sqrt(sigma_s^2 - v^2) noise, with denoised = (x - sigma_t noise)/alpha_t.
+class NoiseScales(NamedTuple):
+    """x_scale and noise_scale of x <- x_scale x + noise_scale noise."""
+
+    x_scale: Scale
+    noise_scale: Scale
+
+
+def ddim_scales(process: NoiseProcess, t: Tensor, s: Tensor, v: Tensor | float = 0.0) -> NoiseScales:
+    """Those of alpha_s denoised + sqrt(sigma_s^2 - v^2) noise, with denoised = (x - sigma_t noise)/alpha_t.
 
     Song et al. 2020 (2010.02502), eq. 12. For v = 0 it is Euler's step of the probability-flow ODE d(x/alpha) = noise
     d(sigma/alpha).
 
     Args:
         process: the noise process.
-        x: samples (B, ...) at time t.
         t: time, ().
         s: a smaller time, ().
-        noise: the predicted noise, -sigma score, like x.
         v: standard deviation of the fresh noise that the caller adds, ().
     """
     a = (process.log_alpha(s) - process.log_alpha(t)).exp()
-    noise_scale = (process.sigma(s) ** 2 - v**2).sqrt() - a * process.sigma(t)
-    return combine((a, x), (noise_scale, noise))
+    return NoiseScales(a, (process.sigma(s) ** 2 - v**2).sqrt() - a * process.sigma(t))
 
 
-class DDIM(Predictor):
+def ddim_step(process: NoiseProcess, x: Tensor, t: Tensor, s: Tensor, noise: Tensor) -> Tensor:
+    """DDIM's step without fresh noise from x (B, ...) at time t () to s (), with the predicted noise -sigma score."""
+    x_scale, noise_scale = process.numbers(ddim_scales, partial(ddim_scales, process), t, s)
+    return combine((x_scale, x), (noise_scale, noise))
+
+
+class DDIM(AffineStep, Predictor):
     """x <- alpha_s denoised + sqrt(sigma_s^2 - v^2) noise + v z, v = eta (sigma_s/sigma_t) b.
 
     Song et al. 2020 (2010.02502), eq. 12 and 16: eta = 0 integrates the probability-flow ODE exponentially, eta = 1 is
@@ -192,37 +145,42 @@ class DDIM(Predictor):
         require(0 <= eta <= 1, f"eta={eta}: must lie in [0, 1]; 0 is deterministic")
         self.eta = eta
 
-    def step(self, score: ScoreField, x: Tensor, t: Tensor, s: Tensor, noise: NoiseSource, state: Any) -> tuple[Tensor, Any]:
-        process = score.process
+    def coefficients(self, process: NoiseProcess, t: Tensor, s: Tensor, state: Any) -> Affine:
         _, b = process.transition(s, t)
         v = self.eta * process.sigma(s) / process.sigma(t) * b
-        x = ddim_step(process, x, t, s, score.noise(x, t), v)
-        return (combine((1.0, x), (v, noise.normal())) if self.eta else x), state
+        x_scale, noise_scale = ddim_scales(process, t, s, v)
+        return Affine(x_scale, -process.sigma(t) * noise_scale, v)
 
 
-def heun_step(score: ScoreField, x: Tensor, t: Tensor, s: Tensor) -> Tensor:
+class HeunStep(Predictor, ABC):
     """Heun's step of d(x/alpha) = noise d(sigma/alpha) from t to s; if s is clean data, Euler's, with one evaluation."""
-    noise_t = score.noise(x, t)
-    euler = ddim_step(score.process, x, t, s, noise_t)
-    if score.process.sigma(s) == 0:
-        return euler
-    return ddim_step(score.process, x, t, s, (noise_t + score.noise(euler, s)) / 2)
+
+    order, evaluations = 2, 2
+
+    def heun(self, score: ScoreField, x: Tensor, t: Tensor, s: Tensor) -> Tensor:
+        """The step of samples x (B, ...) from t () to s ()."""
+        scales = score.process.numbers(ddim_scales, partial(ddim_scales, score.process), t, s)
+        return self.move(score, x, (t, s), scales, bool(score.process.sigma(s) == 0))
+
+    def move(self, score: ScoreField, x: Tensor, times: Times, numbers: Numbers, to_data: bool) -> Tensor:
+        (t, s), (x_scale, noise_scale) = times, numbers
+        noise_t = score.noise(x, t)
+        euler = combine((x_scale, x), (noise_scale, noise_t))
+        return euler if to_data else combine((x_scale, x), (noise_scale, (noise_t + score.noise(euler, s)) / 2))
 
 
-class Heun(Predictor):
+class Heun(HeunStep):
     """x/alpha <- x/alpha + (noise_t + noise_s)/2 (sigma_s/alpha_s - sigma_t/alpha_t), noise_s after Euler's step.
 
     Karras et al. 2022 (2206.00364), Algorithm 1. A step to clean data is Euler's and takes one evaluation. Where the
     process has no clean data (VE), EDM's last step, from sigma_min to 0, is the final denoise Tweedie.
     """
 
-    order, evaluations = 2, 2
-
     def step(self, score: ScoreField, x: Tensor, t: Tensor, s: Tensor, noise: NoiseSource, state: Any) -> tuple[Tensor, Any]:
-        return heun_step(score, x, t, s), state
+        return self.heun(score, x, t, s), state
 
 
-class StochasticHeun(Predictor):
+class StochasticHeun(HeunStep):
     """Adds noise that raises sigma/alpha by the factor 1 + gamma, then takes Heun's step down to s.
 
     Karras et al. 2022 (2206.00364), Algorithm 2: gamma = min(churn/N, sqrt(2) - 1) for N steps. The noise is that of the
@@ -235,8 +193,6 @@ class StochasticHeun(Predictor):
         churn_max: largest sigma/alpha at which noise is added.
         churn_noise: the paper's S_noise, a factor on the fresh noise; 1 is exact, the paper takes 1.003 for ImageNet.
     """
-
-    order, evaluations = 2, 2
 
     def __init__(self, churn: float = 40.0, churn_min: float = 0.05, churn_max: float = 50.0, churn_noise: float = 1.0):
         require(churn >= 0, f"churn={churn}: must be at least 0 (deterministic), as in 40")
@@ -264,4 +220,4 @@ class StochasticHeun(Predictor):
         if t_hat > t:
             a, b = score.process.transition(t, t_hat)
             x = combine((a, x), (self.churn_noise * b, noise.normal()))
-        return heun_step(score, x, t_hat, s), state
+        return self.heun(score, x, t_hat, s), state

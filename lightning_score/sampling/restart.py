@@ -12,9 +12,9 @@ from lightning_score.errors import require, require_passes
 from lightning_score.process import NoiseProcess
 from lightning_score.sampling.grid import karras_times, times_of_levels
 from lightning_score.sampling.noise import NoiseSource
-from lightning_score.sampling.predictor import Heun, Move, Predictor, SamplerStep
+from lightning_score.sampling.predictor import Heun, Predictor
+from lightning_score.sampling.step import Affine, AffineStep, Move, SamplerStep
 from lightning_score.score.function import ScoreField
-from lightning_score.tensors import combine
 
 
 class Restart(Predictor):
@@ -138,7 +138,7 @@ class _Part(SamplerStep):
         return self.method.step(score, x, t, s, noise, state)
 
 
-class Renoise(SamplerStep):
+class Renoise(AffineStep):
     """x <- a x + b z, the transition of the process from t to s > t."""
 
     evaluations = 0
@@ -146,6 +146,6 @@ class Renoise(SamplerStep):
     def __init__(self, factor: float):
         self.factor = factor
 
-    def step(self, score: ScoreField, x: Tensor, t: Tensor, s: Tensor, noise: NoiseSource, state: Any) -> tuple[Tensor, Any]:
-        a, b = score.process.transition(t, s)
-        return combine((a, x), (self.factor * b, noise.normal())), state
+    def coefficients(self, process: NoiseProcess, t: Tensor, s: Tensor, state: Any) -> Affine:
+        a, b = process.transition(t, s)
+        return Affine(a, 0.0, self.factor * b)

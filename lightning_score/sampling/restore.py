@@ -9,8 +9,9 @@ from lightning_score.errors import InputError, require, require_passes
 from lightning_score.observations import LinearOperator
 from lightning_score.process import NoiseProcess
 from lightning_score.sampling.noise import NoiseSource
-from lightning_score.sampling.predictor import Move, Predictor
+from lightning_score.sampling.predictor import Predictor
 from lightning_score.sampling.restart import Renoise
+from lightning_score.sampling.step import Move
 from lightning_score.score.function import ScoreField
 from lightning_score.score.posterior import posterior_of
 from lightning_score.tensors import combine

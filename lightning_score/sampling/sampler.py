@@ -2,6 +2,7 @@
 
 from abc import ABC, abstractmethod
 from collections.abc import Callable, Sequence
+from contextlib import ExitStack
 from itertools import pairwise
 from typing import Any, NamedTuple
 
@@ -11,12 +12,14 @@ from tqdm.auto import tqdm
 
 from lightning_score.errors import require, require_passes
 from lightning_score.process import NoiseProcess
+from lightning_score.sampling.compiled import compiled
 from lightning_score.sampling.corrector import Corrector
 from lightning_score.sampling.ends import FinalDenoise, Initial, LastMean, Prior
 from lightning_score.sampling.from_noise import moves_of, states_of
 from lightning_score.sampling.grid import TimeGrid, Uniform, warn_between_levels
 from lightning_score.sampling.noise import NoiseStream
-from lightning_score.sampling.predictor import Move, Predictor, ReverseDiffusion
+from lightning_score.sampling.predictor import Predictor, ReverseDiffusion
+from lightning_score.sampling.step import Move
 from lightning_score.score.function import ClippedScore, PriorScore, ScoreField
 
 Observer = Callable[[ScoreField, Move, Tensor, Tensor, Any], None]
@@ -131,6 +134,7 @@ class Sampler(ABC):
         trajectory: bool = False,
         progress: bool = False,
         observe: Observer | None = None,
+        compile: str | None = None,
     ) -> Samples:
         """Draws one sample per random stream.
 
@@ -140,20 +144,27 @@ class Sampler(ABC):
             trajectory: keep x after every move (memory grows with the number of moves).
             progress: show a progress bar over the moves.
             observe: called after every move.
+            compile: the mode of torch.compile for whole steps, of methods that have a `move`; null: none.
         """
         evaluations = score.evaluations
         times = self.grid(score.process).cpu()  # coefficients are computed on the CPU, so that a GPU need not wait
         score = self.view(score, times)
-        moves = self.plan(score.process, times)
-        methods = {move.method for move in moves}
-        with score.process.cached_at(torch.cat([times, *(method.evaluated(score.process, times) for method in methods)])):
+        with ExitStack() as caches:
+            caches.enter_context(score.process.cached_at(times))
+            moves = self.plan(score.process, times)
+            methods = {move.method for move in moves}
+            others = [at for method in methods if (at := method.evaluated(score.process, times)) is not times]
+            if others:
+                caches.enter_context(score.process.cached_at(torch.cat([times, *others])))
             states = states_of(methods, score.process, times)
+            steps = {method: compiled(method, compile).step if compile else method.step for method in methods}
             x = self.initial(score.process, noise)
             path = [x] if trajectory else None
-            for i, move in enumerate(tqdm(moves, "sampling", leave=False, disable=not progress, unit="step")):
+            shown = tqdm(moves, "sampling", leave=False, unit="step") if progress else moves
+            for i, move in enumerate(shown):
                 method, before, state = move.method, x, states[move.method]
                 draws = noise if i < len(moves) - 1 else self.denoise.last_noise(noise)
-                x, states[method] = method.step(score, x, move.t, move.s, draws, state)
+                x, states[method] = steps[method](score, x, move.t, move.s, draws, state)
                 if path is not None:
                     path.append(x)
                 if observe is not None:

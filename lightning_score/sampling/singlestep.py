@@ -1,5 +1,6 @@
 """Singlestep methods of higher order for the probability-flow ODE: they evaluate the score several times within a step."""
 
+import math
 from typing import Any
 
 import torch
@@ -48,8 +49,8 @@ class DPMSolver(Predictor):
 
     def step(self, score: ScoreField, x: Tensor, t: Tensor, s: Tensor, noise: NoiseSource, state: Any) -> tuple[Tensor, Any]:
         process, noise_t = score.process, score.noise(x, t)
-        h = (process.log_snr(s) - process.log_snr(t)) / 2
-        if h.isinf():
+        h = float(process.log_snr(s) - process.log_snr(t)) / 2
+        if math.isinf(h):
             return ddim_step(process, x, t, s, noise_t), state
         first, *second = state[float(t)]
         noise_u = score.noise(ddim_step(process, x, t, first, noise_t), first)
@@ -61,12 +62,12 @@ class DPMSolver(Predictor):
         return ddim_step(process, x, t, s, combine(*_extrapolated(noise_t, noise_u, _phi(h) / r2))), state
 
 
-def _phi(h: Tensor) -> Tensor:
+def _phi(h: float) -> float:
     """1/h - 1/(e^h - 1), which tends to 1/2."""
-    return 1 / h - 1 / torch.expm1(h)
+    return 1 / h - 1 / math.expm1(h)
 
 
-def _extrapolated(noise_t: Tensor, noise_u: Tensor, w: Tensor) -> tuple[tuple[Tensor, Tensor], tuple[Tensor, Tensor]]:
+def _extrapolated(noise_t: Tensor, noise_u: Tensor, w: float) -> tuple[tuple[float, Tensor], tuple[float, Tensor]]:
     """The terms of noise_t + w (noise_u - noise_t)."""
     return (1 - w, noise_t), (w, noise_u)
 

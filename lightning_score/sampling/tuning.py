@@ -23,7 +23,7 @@ from lightning_score.process.ladder import choose_levels, relaxed
 from lightning_score.sampling.corrector import Corrector, snr_step_size
 from lightning_score.sampling.from_noise import states_of
 from lightning_score.sampling.noise import NoiseSource
-from lightning_score.sampling.predictor import Move
+from lightning_score.sampling.step import Move
 from lightning_score.score.function import ScoreField
 
 Array = np.ndarray[Any, np.dtype[np.float64]]

@@ -13,8 +13,9 @@ from lightning_score.process import NoiseProcess
 from lightning_score.sampling.ends import FinalDenoise, Initial, LastMean, Prior
 from lightning_score.sampling.grid import Geometric, TimeGrid
 from lightning_score.sampling.noise import NoiseSource, NoiseStream
-from lightning_score.sampling.predictor import Ancestral, Move, Predictor, SamplerStep
+from lightning_score.sampling.predictor import Ancestral, Predictor
 from lightning_score.sampling.sampler import Sampler
+from lightning_score.sampling.step import Move, SamplerStep
 from lightning_score.score.function import Conditioned, ScoreField
 from lightning_score.score.posterior import PosteriorScore, posterior_of
 from lightning_score.score.trace import inner

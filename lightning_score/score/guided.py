@@ -6,8 +6,8 @@ from collections.abc import Callable
 import torch
 from torch import Tensor
 
-from lightning_score.score.function import Scale, ScoreField, ScoreWrapper
-from lightning_score.tensors import broadcast_to
+from lightning_score.score.function import ScoreField, ScoreWrapper
+from lightning_score.tensors import Scale, broadcast_to
 
 Evaluate = Callable[..., Tensor]
 """A function of a score and of arguments x, t, cond and others, which is affine in the score."""

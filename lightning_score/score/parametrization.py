@@ -19,6 +19,7 @@ from torch import Tensor
 
 from lightning_score.errors import require
 from lightning_score.process import NoiseProcess
+from lightning_score.tensors import Scale
 
 SkipOut = Callable[[Tensor, Tensor], tuple[Tensor, Tensor]]
 """(c_skip, c_out) for given alpha and sigma."""
@@ -83,10 +84,10 @@ class Index(NoiseLabel):
 class Coefficients(NamedTuple):
     """c_in, c_skip, c_out and c_noise, of the score or of the denoised image, each of the shape of the times."""
 
-    c_in: Tensor
-    c_skip: Tensor
-    c_out: Tensor
-    c_noise: Tensor
+    c_in: Scale
+    c_skip: Scale
+    c_out: Scale
+    c_noise: Scale
 
 
 class Parametrization(ABC):
@@ -126,11 +127,11 @@ class Parametrization(ABC):
 
     def __call__(self, process: NoiseProcess, t: Tensor) -> Coefficients:
         """The coefficients of the score at times `t` of any shape."""
-        return process.cached(self, partial(self._coefficients, process, self.skip_out), t)
+        return process.numbers(self, partial(self._coefficients, process, self.skip_out), t)
 
     def of_denoised(self, process: NoiseProcess, t: Tensor) -> Coefficients:
         """The coefficients of the denoised image at times `t` of any shape."""
-        return process.cached((self, "denoised"), partial(self._coefficients, process, self.denoised_skip_out), t)
+        return process.numbers((self, "denoised"), partial(self._coefficients, process, self.denoised_skip_out), t)
 
     def _coefficients(self, process: NoiseProcess, skip_out: SkipOut, t: Tensor) -> Coefficients:
         alpha, sigma = process.alpha(t), process.sigma(t)

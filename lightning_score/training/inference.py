@@ -26,12 +26,14 @@ def inference(model: LightningModule, eagerly: bool = False) -> Iterator[None]:
     training, trainer = model.training, model._trainer
     short = trainer is not None and trainer.state.fn in (TrainerFn.FITTING, TrainerFn.VALIDATING)
     eager = torch.compiler.set_stance("force_eager") if model.compiled and (eagerly or short) else nullcontext()
-    model.eval()
+    if training:
+        model.eval()
     try:
         with trainer.precision_plugin.forward_context() if trainer else nullcontext(), eager:
             yield
     finally:
-        model.train(training)
+        if training:
+            model.train()
 
 
 class FittingBatches:

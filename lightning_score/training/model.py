@@ -67,9 +67,9 @@ class ScoreModel(Loadable):
         lr_scheduler: learning-rate schedule, stepped after every optimizer step; null: constant.
         start_from: a checkpoint, or the name of a trained model, from whose averaged weights the network starts; null: from
             random weights.
-        compile: the mode in which torch.compile compiles the network: default, reduce-overhead (with CUDA graphs) or
-            max-autotune; null: no compilation. It pays on GPUs, after a minute or two of compilation, in training and for
-            many samples; the short evaluations of `fit` and `validate` do not use it.
+        compile: the mode in which torch.compile compiles the network and whole steps of samplers: default, reduce-overhead
+            (with CUDA graphs) or max-autotune; null: no compilation. It pays on GPUs, after a minute or two of compilation,
+            in training and for many samples; the short evaluations of `fit` and `validate` do not use it.
 
     Raises:
         InputError: parts that do not fit one another, found before any training.
@@ -286,7 +286,7 @@ class ScoreModel(Loadable):
             score = self.sampled_score(torch.as_tensor(numbers, device=self.device), None if cond is None else cond[here])
             noise = NoiseStream(seed, numbers, self.shape, self.device, self.dtype)  # type: ignore[arg-type]
             with inference(self):
-                drawn = sampler(score, noise, trajectory=trajectory, progress=progress, observe=monitor)
+                drawn = sampler(score, noise, trajectory, progress, monitor, self.compiled)
             monitor.check(drawn.x)
             return drawn
 

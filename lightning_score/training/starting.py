@@ -84,7 +84,7 @@ def compare(model: "ScoreModel", stored: Mapping[str, Any], data: ScoreData | No
     t = torch.linspace(0.01, 0.99, 99, dtype=torch.float64)
     pairs = zip(parametrization(process, t), score.parametrization(score.process, t), strict=True)
     require(
-        not refines or all(torch.allclose(a, b) for a, b in pairs),
+        not refines or all(torch.allclose(torch.as_tensor(a), torch.as_tensor(b)) for a, b in pairs),
         f"{name}: its parametrization ({type(parametrization).__name__}, or its parameters) is another one than "
         f"model.parametrization; give the same with objective={type(model.objective).__name__}",
     )

@@ -14,7 +14,7 @@ from lightning_score.errors import InputError
 from lightning_score.metrics import Estimate, totals
 from lightning_score.process import SigmaTable
 from lightning_score.sampling.diverged import BOUND, Diverged, DivergenceMonitor
-from lightning_score.sampling.predictor import Move
+from lightning_score.sampling.step import Move
 
 CONFIG = TINY.replace("lr: 1.0e-3", "lr: 1.0e-3, fused: true")
 """Three noise levels, the smallest of them 0.03."""

@@ -1,6 +1,7 @@
 """Every process against the definition of its Ito equation, its published formulas and its own inverses."""
 
 import math
+from typing import NamedTuple
 
 import pytest
 import torch
@@ -206,6 +207,49 @@ def test_the_process_of_a_user_is_cached_too():
     with process.cached_at(grid):
         values = torch.stack([process.sigma(t) for t in grid])
     assert torch.equal(values, grid) and len(computed) == 1 and process.alpha(grid[0]) == OfTheUser().alpha(grid[0])
+
+
+class Pair(NamedTuple):
+    """A ratio and a sum of coefficients of two times."""
+
+    ratio: torch.Tensor
+    sum: torch.Tensor
+
+
+def test_numbers_are_kept_for_the_same_grid_and_process_alone(noise_process):
+    """Another grid, a changed process, other times and gradients find their own."""
+    grid, computed = times(9).flip(0), []
+
+    def pair(t, s):
+        computed.append(t)
+        return Pair(noise_process.sigma(s) / noise_process.sigma(t), noise_process.alpha(t) + s)
+
+    def close(found, t, s):
+        torch.testing.assert_close(torch.stack([*map(torch.as_tensor, found)]).double(), torch.stack(pair(t, s)))
+        computed.pop()
+
+    with torch.inference_mode():
+        for _ in range(2):
+            with noise_process.cached_at(grid.clone()):
+                found = noise_process.numbers("pair", pair, grid[1], grid[2])
+                assert all(isinstance(number, float) for number in found)
+                close(found, grid[1], grid[2])
+    assert len(computed) == 1
+    with noise_process.cached_at(times(7).flip(0)):
+        close(noise_process.numbers("pair", pair, times(7)[1], times(7)[2]), times(7)[1], times(7)[2])
+        close(noise_process.numbers("pair", pair, grid[1], grid[2]), grid[1], grid[2])
+        close(noise_process.numbers("pair", pair, grid[1:3], grid[2:4]), grid[1:3], grid[2:4])
+    assert len(computed) == 4
+
+
+def test_a_process_that_has_changed_finds_its_own_numbers():
+    process, grid = VP(), times(9).flip(0)
+    for beta_max in (20.0, 10.0):
+        process.beta_max = beta_max
+        with process.cached_at(grid):
+            found = process.numbers("one", lambda t: Pair(process.alpha(t), process.sigma(t)), grid[3])
+            assert process.sigma(grid[3]) == VP(beta_max=beta_max).sigma(grid[3])
+        torch.testing.assert_close(torch.tensor(found[0]).double(), VP(beta_max=beta_max).alpha(grid[3]))
 
 
 def test_prior_has_the_variance_of_the_end(noise_process):

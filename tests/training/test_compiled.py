@@ -1,62 +1,80 @@
-"""Compiled steps equal eager ones, for one representative of each kind of method on a network's score; so do models."""
+"""Compiled steps of samplers equal eager ones, for one representative of each kind of method; so do models."""
 
 from functools import partial
 
 import pytest
 import torch
-from laws import Given
 
 from lightning_score import ScoreModel
+from lightning_score.guidance import ClassifierFree
 from lightning_score.networks import UNet
-from lightning_score.process import VE, VP, SigmaTable
-from lightning_score.sampling import DDIM, AnnealedLangevinStep, Heun, PredictorCorrector, Uniform
-from lightning_score.score.function import ScoreFunction
-from lightning_score.score.parametrization import EDM, Noise, ScoreOverSigma
+from lightning_score.process import VE, VP, BetaTable, Linear, SigmaTable
+from lightning_score.sampling import (
+    DDIM,
+    Ancestral,
+    AnnealedLangevin,
+    Heun,
+    Langevin,
+    PredictorCorrector,
+    ReverseDiffusion,
+    SASolver,
+    Uniform,
+    UniPC,
+)
+from lightning_score.score import EDM, Flow, ScoreOverSigma
 
 pytestmark = pytest.mark.slow
 
 
-@pytest.mark.parametrize(
-    ("method", "process", "parametrization"),
-    [
-        (DDIM(0.5), VP(), Noise()),
-        (Heun(), VE(0.01, 8.0), EDM()),
-        (AnnealedLangevinStep(1e-4), SigmaTable(0.05, 2.0, 10), ScoreOverSigma()),
-    ],
-    ids=["ddim", "heun", "annealed-langevin"],
-)
-def test_a_compiled_step_is_the_eager_step(method, process, parametrization):
+SMALL = partial(UNet, channels=8, multipliers=(1,), blocks=1, attention=(), groups=4, dropout=0.0)
+
+
+def model(process=None, **options):
+    """A small model with random weights."""
     torch.manual_seed(0)
-    network = UNet((1, 8, 8), channels=8, multipliers=(1,), blocks=1, attention=(), groups=4, dropout=0.0).eval()
-    torch.nn.init.normal_(network.conv_out.weight, std=0.1)  # it starts from zero
-    score = ScoreFunction(network, process, parametrization)
-    x, z = torch.randn(2, 3, 1, 8, 8)
-    times = torch.tensor([0.7, 0.6], dtype=torch.float64)
-    state = method.init(process, times)
+    made = ScoreModel(SMALL, (1, 8, 8), process or VP(), **options)
+    torch.nn.init.normal_(made.score_function.network.conv_out.weight, std=0.1)  # it starts from zero
+    return made.eval()
 
-    def step(x, z):
-        return method.step(score, x, times[0], times[1], Given(z), state)[0]
 
-    with torch.no_grad():
-        eager, compiled = step(x, z), torch.compile(step)(x, z)
-    assert not isinstance(process, VP) or torch._dynamo.explain(step)(x, z).graph_break_count == 0
-    assert float((eager - x).abs().max()) > 1e-3
-    torch.testing.assert_close(compiled, eager, rtol=1e-4, atol=1e-4)
+GRID = Uniform(5, 0.01)
+CONDITIONAL = {"num_classes": 3, "conditional": True, "label_dropout": 0.1}
+
+
+@pytest.mark.parametrize(
+    ("sampler", "graphs", "options"),
+    [
+        (PredictorCorrector(Ancestral(), grid=GRID, clip=(-1, 1)), 1, {}),
+        (PredictorCorrector(ReverseDiffusion(), Langevin(), grid=GRID), 2, {}),
+        (PredictorCorrector(DDIM(), grid=GRID), 1, {"process": BetaTable(steps=100)}),
+        (PredictorCorrector(Heun(), grid=GRID), 1, {"process": VE(0.01, 8.0), "parametrization": EDM()}),
+        (PredictorCorrector(SASolver(tau_max=1e9), grid=GRID), 1, {"process": Linear(), "parametrization": Flow()}),
+        (PredictorCorrector(UniPC(), grid=GRID), 1, {**CONDITIONAL, "guidance": ClassifierFree(1.5)}),
+        (AnnealedLangevin(1e-4, 2), 2, {"process": SigmaTable(0.05, 2.0, 4), "parametrization": ScoreOverSigma()}),
+    ],
+    ids=["ancestral-clipped", "predictor-corrector", "ddim-table", "heun", "sa-solver-flow", "unipc-guided", "annealed"],
+)
+def test_compiled_steps_are_the_eager_steps_in_one_graph_for_all_times(sampler, graphs, options):
+    """With no break, and no further graph for later steps, draws and seeds; evaluations are counted."""
+    made = model(**options)
+    eager = made.draw(range(3), 1, sampler=sampler)
+    torch._dynamo.reset()
+    torch._dynamo.utils.counters.clear()
+    made.compiled = "default"
+    first, other = made.draw(range(3), 1, sampler=sampler), made.draw(range(3), 2, sampler=sampler)
+    found = torch._dynamo.utils.counters
+    assert found["stats"]["unique_graphs"] == graphs and not found["graph_break"]
+    torch.testing.assert_close(first.x, eager.x, rtol=1e-4, atol=1e-4)
+    assert float((other.x - first.x).abs().max()) > 1e-2 and first.nfe == other.nfe == eager.nfe
 
 
 def test_a_compiled_model_is_the_eager_model():
     """Loss, gradients and samples."""
 
-    def model(**options):
-        torch.manual_seed(0)
-        small = partial(UNet, channels=8, multipliers=(1,), blocks=1, attention=(), groups=4, dropout=0.0)
-        made = ScoreModel(small, (1, 8, 8), VP(), sampler=PredictorCorrector(grid=Uniform(5, 0.01)), **options)
-        torch.nn.init.normal_(made.score_function.network.conv_out.weight, std=0.1)  # it starts from zero
-        return made
-
     batch = torch.randn(4, 1, 8, 8), torch.zeros(4, dtype=torch.long)
     results = []
-    for each in (model(), model(compile="default")):
+    for options in ({}, {"compile": "default"}):
+        each = model(sampler=PredictorCorrector(grid=GRID), **options)
         torch.manual_seed(1)
         loss = each.loss(batch)
         loss.backward()
