@@ -1,0 +1,47 @@
+"""Layers against their plain forms and their laws."""
+
+import pytest
+import torch
+from torch import Tensor
+
+from lightning_score.networks.blocks import Dropout
+
+
+class TestDropout:
+    @pytest.mark.parametrize("p", [0.1, 0.5, 0.93])
+    def test_drops_independently_with_its_probability_and_keeps_the_mean(self, p):
+        torch.manual_seed(0)
+        n, shape = 40_000, (5, 2, 3)  # features that share bits and that do not
+        y = Dropout(p)(torch.ones(n, *shape))
+        assert len(y.unique()) == 2 and y.max() == pytest.approx(1 / (1 - p), rel=2**-13)
+        features = y.flatten(1).double()
+        assert (features.mean(0) - 1).abs().max() < 5 * (p / (1 - p) / n) ** 0.5
+        correlation = torch.corrcoef(features.T) - torch.eye(features.shape[1])
+        assert correlation.abs().max() < 5 / n**0.5
+
+    def test_extreme_probabilities(self):
+        x = torch.ones(2, 3, 4)
+        assert torch.equal(Dropout(0.0)(x), x) and torch.equal(Dropout(1e-9)(x), x)
+        assert set(Dropout(1 - 1e-9)(x).unique().tolist()) <= {0.0, 2.0**16}
+
+    @pytest.mark.parametrize("dtype", [torch.float64, torch.bfloat16])
+    def test_mask_is_that_of_any_memory_format_and_precision(self, dtype):
+        x, dropout = torch.rand(3, 5, 4, 6) + 1, Dropout(0.3)
+
+        def dropped(x: Tensor) -> Tensor:
+            torch.manual_seed(1)
+            return dropout(x)
+
+        expected = dropped(x)
+        assert torch.equal(dropped(x.to(memory_format=torch.channels_last)), expected)
+        torch.testing.assert_close(
+            dropped(x.to(dtype)), expected.to(dtype), rtol=2**-7 if dtype == torch.bfloat16 else 1e-6, atol=0
+        )
+
+    def test_derivatives_are_the_mask(self):
+        dropout, x = Dropout(0.3), torch.rand(2, 3, 4, 4, dtype=torch.float64, requires_grad=True)
+        y = dropout(x)
+        (gradient,) = torch.autograd.grad(y.sum(), x)
+        torch.testing.assert_close(gradient * x, y, rtol=1e-12, atol=0)
+        value, tangent = torch.func.jvp(dropout, (x.detach(),), (2 * x.detach(),))
+        torch.testing.assert_close(tangent, 2 * value, rtol=1e-12, atol=0)
