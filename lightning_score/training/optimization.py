@@ -19,6 +19,8 @@ from lightning_score.errors import InputError, require
 
 AHEAD = 100_000
 """Most steps that are searched for a learning rate above 0."""
+LARGE = 2**15
+"""Most numbers that are copied faster than viewed."""
 DERIVED = ("schedule_phases", "total_size", "step_ratio")
 """Values that torch's schedules compute from their parameters, and save in checkpoints."""
 
@@ -218,12 +220,12 @@ def _settings(schedule: Any) -> dict[str, Any]:
 
 
 def _in_memory_order(collect: Callable[..., bool], group: dict[str, Any], *lists: list[Tensor]) -> bool:
-    """Collects weights, gradients and moments for Adam; on a CPU as views whose elements follow one another as in memory.
-    Fused Adam copies all others, which for channels-last weights takes four times as long as the step itself.
+    """Collects weights, gradients and moments for Adam; large ones on a CPU as views whose elements follow one another as in
+    memory: fused Adam copies all others, which for channels-last weights takes longer than its step.
     """
     has_complex = collect(group, *lists)
-    for i, weight in enumerate(lists[0]):
-        if group["fused"] and weight.ndim > 3 and type(weight) is Parameter and weight.is_cpu and not weight.is_contiguous():
+    for i, weight in enumerate(lists[0] if group["fused"] else []):
+        if weight.numel() > LARGE and type(weight) is Parameter and weight.is_cpu and not weight.is_contiguous():
             for tensors in lists:
                 if tensors and tensors[i].ndim == weight.ndim:
                     tensors[i] = tensors[i].movedim(1, -1)

@@ -5,6 +5,7 @@ import torch
 from torch import Tensor
 
 from lightning_score.networks.blocks import Dropout
+from lightning_score.networks.refinenet_layers import moments
 
 
 class TestDropout:
@@ -45,3 +46,35 @@ class TestDropout:
         torch.testing.assert_close(gradient * x, y, rtol=1e-12, atol=0)
         value, tangent = torch.func.jvp(dropout, (x.detach(),), (2 * x.detach(),))
         torch.testing.assert_close(tangent, 2 * value, rtol=1e-12, atol=0)
+
+
+class TestMoments:
+    """Of channels, against torch's."""
+
+    def plain(self, x: Tensor) -> tuple[Tensor, Tensor]:
+        axes = tuple(range(2, x.ndim))
+        return x.mean(axes, keepdim=True), x.var(axes, correction=0, keepdim=True)
+
+    @pytest.mark.parametrize("shape", [(2, 3, 5), (2, 3, 4, 5), (1, 2, 2, 3, 2)], ids=str)
+    def test_values_and_derivatives_up_to_the_second(self, shape):
+        x = torch.randn(shape, dtype=torch.float64, requires_grad=True)
+        torch.testing.assert_close(moments(x), self.plain(x))
+        assert torch.autograd.gradcheck(moments, x, check_forward_ad=True)
+        assert torch.autograd.gradgradcheck(moments, x)
+
+    def test_under_transforms(self):
+        """Tangents and gradients for a batch of directions, and products of the Hessian with them."""
+        x, directions = torch.randn(2, 3, 4, 5, dtype=torch.float64), torch.randn(6, 2, 3, 4, 5, dtype=torch.float64)
+
+        def products(function):
+            def loss(x):
+                mean, variance = function(x)
+                return (mean.exp() * variance).sum()
+
+            def along(v):
+                return torch.func.jvp(torch.func.grad(loss), (x,), (v,))[1]
+
+            tangents = torch.func.vmap(lambda v: torch.func.jvp(function, (x,), (v,))[1])(directions)
+            return torch.func.grad(loss)(x), tangents, torch.func.vmap(along)(directions)
+
+        torch.testing.assert_close(products(moments), products(self.plain))

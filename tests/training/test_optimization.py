@@ -103,9 +103,9 @@ def test_from_the_command_line(tmp_path, monkeypatch):
 @pytest.mark.parametrize("kind", [torch.optim.Adam, torch.optim.AdamW])
 def test_fused_adam_of_channels_last_weights_is_adam(kind):
     """Also after it has read its state from a checkpoint, which has the shapes of the weights."""
-    weights = [
-        [Parameter(torch.ones(4, 3, 2, 5).to(memory_format=torch.channels_last)), Parameter(torch.ones(6))] for _ in range(2)
-    ]
+    shape = 64, 32, 3, 9
+    kernels = (torch.ones(shape).to(memory_format=torch.channels_last) for _ in range(2))
+    weights = [[Parameter(kernel), Parameter(torch.ones(6))] for kernel in kernels]
     settings = {"lr": 0.1, "weight_decay": 0.2, "amsgrad": True}
     ours, plain = Optimization(partial(kind, fused=True, **settings), None), kind(weights[1], foreach=False, **settings)
     fused = ours.configure(iter(weights[0]))
@@ -117,7 +117,7 @@ def test_fused_adam_of_channels_last_weights_is_adam(kind):
         plain.step()
         if step == 2:
             state = fused.state_dict()
-            assert state["state"][0]["exp_avg"].shape == (4, 3, 2, 5)
+            assert state["state"][0]["exp_avg"].shape == shape
             fused.load_state_dict({**state, "state": pickle.loads(pickle.dumps(state["state"]))})
     for ours_, theirs in zip(*weights, strict=True):
         torch.testing.assert_close(ours_, theirs)
