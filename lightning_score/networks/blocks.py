@@ -89,7 +89,7 @@ class ResidualBlock(nn.Module):
     def forward(self, x: Tensor, c: Tensor) -> Tensor:
         h = self.conv1(self.resample(F.silu(self.norm1(x))))
         h = self.conv2(self.dropout(F.silu(self.conditioned(h, c))))
-        return scaled(self.skip(self.resample(x)) + h, self.scale)
+        return scaled_sum(self.skip(self.resample(x)), h, self.scale)
 
     def conditioned(self, h: Tensor, c: Tensor) -> Tensor:
         """Shifted by the condition, then normalized."""
@@ -145,7 +145,7 @@ class SelfAttention(nn.Module):
         query, key, value = (self._split(linear(pixels)) for linear in (self.query, self.key, self.value))
         weights = F.softmax(query.shape[-1] ** -0.5 * query @ key.mT, dim=-1)
         attended = self._join(weights @ value)
-        return scaled(x + self.out(attended).transpose(1, 2).unflatten(2, x.shape[2:]), self.scale)
+        return scaled_sum(x, self.out(attended).transpose(1, 2).unflatten(2, x.shape[2:]), self.scale)
 
     def _split(self, features: Tensor) -> Tensor:
         """(B, N, C) -> (B, heads, N, C/heads)."""
@@ -160,6 +160,7 @@ def attention_if(attend: bool, channels: int, norm: Norm, scale: float = 1.0, he
     return SelfAttention(channels, norm, channels // (head_channels or channels), scale) if attend else nn.Identity()
 
 
-def scaled(x: Tensor, scale: float) -> Tensor:
-    """scale x, without a copy if scale is 1."""
-    return x if scale == 1 else x * scale
+def scaled_sum(x: Tensor, y: Tensor, scale: float) -> Tensor:
+    """scale (x + y)."""
+    total = x + y
+    return total if scale == 1 else total.mul_(scale)

@@ -3,9 +3,12 @@
 import pytest
 import torch
 from torch import Tensor
+from torch.nn import functional as F
 
 from lightning_score.networks.blocks import Dropout
+from lightning_score.networks.grid import Grid, crop
 from lightning_score.networks.refinenet_layers import moments
+from lightning_score.networks.resampling import Filter, FilterUp
 
 
 class TestDropout:
@@ -78,3 +81,24 @@ class TestMoments:
             return torch.func.grad(loss)(x), tangents, torch.func.vmap(along)(directions)
 
         torch.testing.assert_close(products(moments), products(self.plain))
+
+
+class TestFilters:
+    @pytest.mark.parametrize("periodic", [False, True], ids=["zeros", "periodic"])
+    @pytest.mark.parametrize("shape", [(2, 5), (2, 4, 3), (2, 3, 2, 4)], ids=str)
+    def test_up_is_linear_interpolation(self, shape, periodic):
+        grid, x = Grid(shape, periodic), torch.randn(3, *shape, dtype=torch.float64, requires_grad=True)
+        doubled = F.interpolate(grid.pad(x, 1, 1), scale_factor=2.0, mode=grid.linear, align_corners=False)
+        expected, found = crop(doubled, 2, [2 * n for n in shape[1:]]), FilterUp(grid).double()(x)
+        torch.testing.assert_close(found, expected, rtol=1e-12, atol=1e-12)
+        weights = torch.randn_like(found)
+        gradients = (torch.autograd.grad(y, x, weights)[0] for y in (found, expected))
+        torch.testing.assert_close(next(gradients), next(gradients), rtol=1e-12, atol=1e-12)
+
+    @pytest.mark.parametrize("periodic", [False, True], ids=["zeros", "periodic"])
+    def test_down_is_the_adjoint_of_up(self, periodic):
+        """Up to a factor of 2 along each axis, by which means become sums."""
+        grid = Grid((2, 4, 6), periodic)
+        x, y = torch.randn(3, 2, 4, 6, dtype=torch.float64), torch.randn(3, 2, 8, 12, dtype=torch.float64)
+        up, down = FilterUp(grid).double()(x), Filter(grid, stride=2).double()(y)
+        torch.testing.assert_close((up * y).sum(), 4 * (x * down).sum())
