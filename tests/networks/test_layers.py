@@ -1,11 +1,13 @@
 """Layers against their plain forms and their laws."""
 
+from functools import partial
+
 import pytest
 import torch
-from torch import Tensor
+from torch import Tensor, nn
 from torch.nn import functional as F
 
-from lightning_score.networks.blocks import Dropout
+from lightning_score.networks.blocks import Dropout, SelfAttention
 from lightning_score.networks.grid import Grid, crop
 from lightning_score.networks.refinenet_layers import moments
 from lightning_score.networks.resampling import Filter, FilterUp
@@ -102,3 +104,30 @@ class TestFilters:
         x, y = torch.randn(3, 2, 4, 6, dtype=torch.float64), torch.randn(3, 2, 8, 12, dtype=torch.float64)
         up, down = FilterUp(grid).double()(x), Filter(grid, stride=2).double()(y)
         torch.testing.assert_close((up * y).sum(), 4 * (x * down).sum())
+
+
+@pytest.mark.parametrize(("shape", "heads"), [((4, 6), 2), ((128, 6), 1), ((128, 2, 3), 2), ((128, 2, 1, 2), 1)], ids=str)
+def test_attention_is_that_of_linear_layers(shape, heads):
+    """With few channels and many, also its gradients and their derivatives in a direction."""
+    channels = shape[0]
+    layer = SelfAttention(channels, partial(nn.GroupNorm, 2), heads, scale=0.7).double()
+    nn.init.normal_(layer.out.weight, std=channels**-0.5)
+
+    def plain(x: Tensor) -> Tensor:
+        pixels = layer.norm(x).flatten(2).mT
+        query, key, value = (
+            linear(pixels).unflatten(2, (heads, -1)).transpose(1, 2) for linear in (layer.query, layer.key, layer.value)
+        )
+        attended = F.scaled_dot_product_attention(query, key, value).transpose(1, 2).flatten(2)
+        return 0.7 * (x + layer.out(attended).mT.unflatten(2, x.shape[2:]))
+
+    x, direction = torch.randn(2, 2, *shape, dtype=torch.float64)
+    weights = list(layer.parameters())
+
+    def found(function):
+        gradients = torch.autograd.grad(function(x).square().sum(), weights)
+        gradient = torch.func.grad(lambda x: function(x).square().sum())
+        return function(x), gradients, torch.func.jvp(gradient, (x,), (direction,))
+
+    with torch.nn.attention.sdpa_kernel(torch.nn.attention.SDPBackend.MATH):
+        torch.testing.assert_close(found(layer), found(plain), rtol=1e-9, atol=1e-9)
