@@ -8,6 +8,7 @@ from torch import Tensor, nn
 from torch.nn import functional as F
 
 from lightning_score.networks.grid import CONVOLVE, Grid, over
+from lightning_score.networks.resampling import resampled
 
 Norm = Callable[[int], nn.Module]
 """Makes the norm of a number of channels."""
@@ -87,9 +88,9 @@ class ResidualBlock(nn.Module):
         self.scale = scale
 
     def forward(self, x: Tensor, c: Tensor) -> Tensor:
-        h = self.conv1(self.resample(F.silu(self.norm1(x))))
+        h = resampled(self.resample, self.conv1, F.silu(self.norm1(x)))
         h = self.conv2(self.dropout(F.silu(self.conditioned(h, c))))
-        return scaled_sum(self.skip(self.resample(x)), h, self.scale)
+        return scaled_sum(resampled(self.resample, self.skip, x), h, self.scale)
 
     def conditioned(self, h: Tensor, c: Tensor) -> Tensor:
         """Shifted by the condition, then normalized."""

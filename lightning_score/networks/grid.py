@@ -61,9 +61,10 @@ class Grid:
         """`torch.nn.functional`'s convolution."""
         return CONVOLVE[self.dim - 1](x, kernel, **settings)
 
-    def spread(self, x: Tensor, kernel: Tensor, **settings: Any) -> Tensor:
-        """`torch.nn.functional`'s transposed convolution."""
-        return SPREAD[self.dim - 1](x, kernel, **settings)
+    def spread_doubled(self, x: Tensor, kernel: Tensor, bias: Tensor | None = None, groups: int = 1) -> Tensor:
+        """The transposed convolution of size 4 and stride 2, which doubles the resolution."""
+        beyond = [3 if periodic else 1 for periodic in self.periodic]
+        return SPREAD[self.dim - 1](self.wrap(x, 1, 1), kernel, bias, stride=2, padding=beyond, groups=groups)
 
     def pool(self, kind: Literal["Avg", "Max"], size: int, stride: int = 1) -> nn.Module:
         """Means or maxima over `size` positions along each axis; with an odd size and stride 1 they keep the resolution."""

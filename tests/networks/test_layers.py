@@ -10,7 +10,7 @@ from torch.nn import functional as F
 from lightning_score.networks.blocks import Dropout, SelfAttention
 from lightning_score.networks.grid import Grid, crop
 from lightning_score.networks.refinenet_layers import moments
-from lightning_score.networks.resampling import Filter, FilterUp
+from lightning_score.networks.resampling import Filter, FilterUp, Repeat, resampled
 
 
 class TestDropout:
@@ -131,3 +131,22 @@ def test_attention_is_that_of_linear_layers(shape, heads):
 
     with torch.nn.attention.sdpa_kernel(torch.nn.attention.SDPBackend.MATH):
         torch.testing.assert_close(found(layer), found(plain), rtol=1e-9, atol=1e-9)
+
+
+@pytest.mark.parametrize("periodic", [False, True], ids=["zeros", "periodic"])
+@pytest.mark.parametrize("size", [1, 3])
+@pytest.mark.parametrize("shape", [(3, 64), (3, 16, 8), (3, 4, 8, 8)], ids=str)
+def test_convolution_of_repeated_pixels(shape, size, periodic):
+    """Values and gradients, of few positions and of as many as are worth sums of weights; and under transforms."""
+    grid = Grid(shape, periodic)
+    conv, repeat = grid.conv(3, 5, size).double(), Repeat(grid).double()
+    for batch in (2, 17):
+        x = torch.randn(batch, *shape, dtype=torch.float64, requires_grad=True)
+        found, expected = resampled(repeat, conv, x), conv(repeat(x))
+        torch.testing.assert_close(found, expected, rtol=1e-10, atol=1e-10)
+        weights = torch.randn_like(found)
+        gradients = [torch.autograd.grad(y, [x, *conv.parameters()], weights) for y in (found, expected)]
+        torch.testing.assert_close(*gradients, rtol=1e-10, atol=1e-10)
+    inputs = (x.detach(),), (torch.randn_like(x),)
+    functions = (lambda x: resampled(repeat, conv, x).exp()), (lambda x: conv(repeat(x)).exp())
+    torch.testing.assert_close(*(torch.func.jvp(function, *inputs) for function in functions), rtol=1e-9, atol=1e-9)
