@@ -136,7 +136,8 @@ class SelfAttention(nn.Module):
         self.query = nn.Linear(channels, channels)
         self.key = nn.Linear(channels, channels)
         self.value = nn.Linear(channels, channels)
-        self.out = zero(nn.Linear(channels, channels))
+        self.out = nn.Linear(channels, channels)
+        zero(self.out)
         self.heads, self.scale = heads, scale
 
     def forward(self, x: Tensor) -> Tensor:

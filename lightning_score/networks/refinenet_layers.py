@@ -85,13 +85,13 @@ class _Moments(torch.autograd.Function):
         ctx.save_for_forward(inputs[0], output[0])
 
     @staticmethod
-    def backward(ctx: Any, of_mean: Tensor, of_variance: Tensor) -> Tensor:  # type: ignore[override]
+    def backward(ctx: Any, of_mean: Tensor, of_variance: Tensor) -> Tensor:
         x, mean = ctx.saved_tensors
         slope = of_variance * (2 * mean.numel() / x.numel())
         return torch.addcmul(of_mean * (mean.numel() / x.numel()) - slope * mean, x, slope)
 
     @staticmethod
-    def jvp(ctx: Any, change: Tensor) -> tuple[Tensor, Tensor]:  # type: ignore[override]
+    def jvp(ctx: Any, change: Tensor) -> tuple[Tensor, Tensor]:
         x, mean = ctx.saved_tensors
         axes = tuple(range(2, x.ndim))
         return change.mean(axes, keepdim=True), 2 * ((x - mean) * change).mean(axes, keepdim=True)

@@ -2,7 +2,7 @@
 
 from collections.abc import Callable
 from functools import partial
-from typing import NamedTuple
+from typing import NamedTuple, cast
 
 import torch
 from torch import Tensor, nn
@@ -71,10 +71,10 @@ class Repeat(nn.Module):
     def forward(self, x: Tensor) -> Tensor:
         return F.interpolate(x, scale_factor=2.0, mode="nearest")
 
-    def convolved(self, x: Tensor, weight: Tensor, bias: Tensor | None) -> Tensor:
+    def convolved(self, x: Tensor, conv: nn.Conv2d) -> Tensor:
         """The convolution of size 3 of what this makes of x."""
-        kernel = torch.einsum("pk,oik->iop", self.sums.to(weight.dtype), weight.flatten(2)).unflatten(2, [4] * self.grid.dim)
-        return self.grid.spread_doubled(x, kernel, bias)
+        sums = torch.einsum("pk,oik->iop", self.sums.to(conv.weight.dtype), conv.weight.flatten(2))
+        return self.grid.spread_doubled(x, sums.unflatten(2, [4] * self.grid.dim), conv.bias)
 
 
 WORTHWHILE = 1024
@@ -86,7 +86,7 @@ def resampled(resample: nn.Module, conv: nn.Module, x: Tensor) -> Tensor:
     size = getattr(conv, "kernel_size", (1,))[0]
     if not isinstance(resample, Repeat) or (size == 3 and (not x.is_cpu or x[:, 0].numel() < WORTHWHILE)):
         return conv(resample(x))
-    return resample(conv(x)) if size == 1 else resample.convolved(x, conv.weight, conv.bias)
+    return resample(conv(x)) if size == 1 else resample.convolved(x, cast(nn.Conv2d, conv))
 
 
 class Filter(nn.Module):
