@@ -83,10 +83,12 @@ WORTHWHILE = 1024
 
 def resampled(resample: nn.Module, conv: nn.Module, x: Tensor) -> Tensor:
     """conv(resample(x)), of a convolution of any size or the identity, in the quickest of equal ways."""
-    size = getattr(conv, "kernel_size", (1,))[0]
-    if not isinstance(resample, Repeat) or (size == 3 and (not x.is_cpu or x[:, 0].numel() < WORTHWHILE)):
+    if not isinstance(resample, Repeat):
         return conv(resample(x))
-    return resample(conv(x)) if size == 1 else resample.convolved(x, cast(nn.Conv2d, conv))
+    if getattr(conv, "kernel_size", (1,))[0] == 1:
+        return resample(conv(x))
+    worthwhile = x.is_cpu and x[:, 0].numel() >= WORTHWHILE
+    return resample.convolved(x, cast(nn.Conv2d, conv)) if worthwhile else conv(resample(x))
 
 
 class Filter(nn.Module):
