@@ -12,6 +12,7 @@ from lightning_score.errors import require
 
 CONVOLUTIONS: tuple[Callable[..., nn.Module], ...] = (nn.Conv1d, nn.Conv2d, nn.Conv3d)
 CONVOLVE = (F.conv1d, F.conv2d, F.conv3d)
+SPREAD = (F.conv_transpose1d, F.conv_transpose2d, F.conv_transpose3d)
 POOLS = {"Avg": (nn.AvgPool1d, nn.AvgPool2d, nn.AvgPool3d), "Max": (nn.MaxPool1d, nn.MaxPool2d, nn.MaxPool3d)}
 AXES = ("length", "height and width", "depth, height and width")
 
@@ -59,6 +60,11 @@ class Grid:
     def convolve(self, x: Tensor, kernel: Tensor, **settings: Any) -> Tensor:
         """`torch.nn.functional`'s convolution."""
         return CONVOLVE[self.dim - 1](x, kernel, **settings)
+
+    def spread_doubled(self, x: Tensor, kernel: Tensor, bias: Tensor | None = None, groups: int = 1) -> Tensor:
+        """The transposed convolution of size 4 and stride 2, which doubles the resolution."""
+        beyond = [3 if periodic else 1 for periodic in self.periodic]
+        return SPREAD[self.dim - 1](self.wrap(x, 1, 1), kernel, bias, stride=2, padding=beyond, groups=groups)
 
     def pool(self, kind: Literal["Avg", "Max"], size: int, stride: int = 1) -> nn.Module:
         """Means or maxima over `size` positions along each axis; with an odd size and stride 1 they keep the resolution."""

@@ -8,7 +8,7 @@ from typing import Literal, NamedTuple
 import torch
 from torch import Tensor, nn
 
-from lightning_score.networks.blocks import Norm, scaled, zero
+from lightning_score.networks.blocks import Norm, scaled_sum, zero
 from lightning_score.networks.grid import Grid
 from lightning_score.networks.resampling import Resampling
 
@@ -78,7 +78,7 @@ class InputResidual(InputLevel):
         self.scale = common.scale
 
     def forward(self, h: Tensor, pyramid: Tensor) -> tuple[Tensor, Tensor]:
-        h = scaled(self.down(pyramid) + h, self.scale)
+        h = scaled_sum(self.down(pyramid), h, self.scale)
         return h, h
 
 
@@ -134,7 +134,7 @@ class OutputResidual(OutputLevel):
     def forward(self, h: Tensor, pyramid: Tensor | None) -> tuple[Tensor, Tensor | None]:
         if pyramid is None:
             return h, self.head(h)
-        h = scaled(self.up(pyramid) + h, self.scale)
+        h = scaled_sum(self.up(pyramid), h, self.scale)
         return h, h
 
 

@@ -1,10 +1,11 @@
 """An optimizer and a learning-rate schedule that resume from a checkpoint with new settings."""
 
 import inspect
-from collections.abc import Iterator, Mapping, Sequence, Set
+from collections.abc import Callable, Iterator, Mapping, Sequence, Set
 from contextlib import contextmanager, suppress
 from contextvars import ContextVar
 from copy import deepcopy
+from functools import partial
 from typing import Any
 
 import torch
@@ -18,6 +19,8 @@ from lightning_score.errors import InputError, require
 
 AHEAD = 100_000
 """Most steps that are searched for a learning rate above 0."""
+LARGE = 2**15
+"""Most numbers that are copied faster than viewed."""
 DERIVED = ("schedule_phases", "total_size", "step_ratio")
 """Values that torch's schedules compute from their parameters, and save in checkpoints."""
 
@@ -89,6 +92,8 @@ class Optimization:
         self._first = _rates(optimizer)
         optimizer.register_load_state_dict_pre_hook(_with_settings)
         optimizer.register_load_state_dict_post_hook(arrange_as_parameters)
+        if isinstance(optimizer, torch.optim.Adam | torch.optim.AdamW):
+            optimizer._init_group = partial(_in_memory_order, optimizer._init_group)  # type: ignore[method-assign]
         if self._make_schedule is None:
             return optimizer
         self._schedule = self._make_schedule(optimizer)
@@ -212,6 +217,19 @@ def _settings(schedule: Any) -> dict[str, Any]:
     """The arguments of a schedule, and its initial learning rates."""
     names = {"base_lrs", *DERIVED, *inspect.signature(type(schedule)).parameters} - {"optimizer", "last_epoch", "schedulers"}
     return {name: value for name, value in vars(schedule).items() if name.removeprefix("_") in names}
+
+
+def _in_memory_order(collect: Callable[..., bool], group: dict[str, Any], *lists: list[Tensor]) -> bool:
+    """Collects weights, gradients and moments for Adam; large ones on a CPU as views whose elements follow one another as in
+    memory: fused Adam copies all others, which for channels-last weights takes longer than its step.
+    """
+    has_complex = collect(group, *lists)
+    for i, weight in enumerate(lists[0] if group["fused"] else []):
+        if weight.numel() > LARGE and type(weight) is Parameter and weight.is_cpu and not weight.is_contiguous():
+            for tensors in lists:
+                if tensors and tensors[i].ndim == weight.ndim:
+                    tensors[i] = tensors[i].movedim(1, -1)
+    return has_complex
 
 
 def arrange_as_parameters(optimizer: Optimizer) -> None:

@@ -1,8 +1,11 @@
-"""A training step (loss, backward, clip, Adam, EMA) of the CIFAR-10 networks, compared with diffusers' and its own products.
+"""A training step (loss, backward, clip, Adam, EMA) of the networks for CIFAR-10 and of ADM for ImageNet, compared with that
+of diffusers, where it has the network, and with its own products.
 
 The ratio is how many times as long the other takes: above 1, we are quicker. For "its convolutions and products alone"
 it is the share of the step, or of the forward pass, that they take: 1 would be perfect.
 """
+
+from functools import partial
 
 import pytest
 import torch
@@ -21,7 +24,15 @@ from benchmarks.parts import (
     model_of,
 )
 
-PEERS = {"cifar10/ddpm": diffusers_unet, "cifar10/ncsnpp_ve": diffusers_ncsnpp, "cifar10/ncsnv2": None}
+PEERS = {
+    "cifar10/ddpm": diffusers_unet,
+    "cifar10/ncsnpp_ve": diffusers_ncsnpp,
+    "cifar10/ncsnv2": None,
+    "cifar10/edm": None,
+    "imagenet64/edm": None,
+}
+SHARES = {"imagenet64/edm": 4}
+"""By how much the batches of large networks are smaller than those of the others."""
 CPU = [(torch.float32, None, 16)]
 GPU = [(torch.float32, None, 128), (torch.bfloat16, None, 128), (torch.bfloat16, "default", 128)]
 VARIANTS = GPU if torch.cuda.is_available() else CPU
@@ -44,25 +55,46 @@ def label(name, part, precision, mode, batch):
 
 @pytest.fixture(scope="module")
 def peak(device):
-    """Floating-point operations per second of a large matrix product, by precision."""
-    found = {}
-    for precision in (torch.float32, torch.bfloat16) if device == "cuda" else (torch.float32,):
-        n = 8192 if device == "cuda" else 2048
-        a, b = (torch.randn(n, n, device=device, dtype=precision) for _ in range(2))
-        found[precision] = 2 * n**3 / min(seconds(lambda a=a, b=b: a @ b, device) for _ in range(10))
-    return found
+    """The most floating-point operations per second of any large matrix product or convolution, by precision."""
+    precisions = (torch.float32, torch.bfloat16) if device == "cuda" else (torch.float32,)
+    return {precision: max(rates(device, precision)) for precision in precisions}
+
+
+def rates(device, precision):
+    """Floating-point operations per second of matrix products, and of convolutions and their backward passes."""
+    for operations, function in kernels(device, precision):
+        seconds(function, device)
+        yield operations / min(seconds(function, device) for _ in range(5))
+
+
+def kernels(device, precision):
+    """Floating-point operations and a function that takes them."""
+    n, batch = (8192, 256) if device == "cuda" else (2048, 16)
+    a, b = torch.randn(2, n, n, device=device, dtype=precision)
+    yield 2 * n**3, partial(torch.mm, a, b)
+    for channels, width, size in [(128, 32, 3), (256, 16, 3), (256, 32, 3), (512, 16, 3), (256, 32, 1), (512, 16, 1)]:
+        x, y = torch.randn(2, batch, channels, width, width, device=device, dtype=precision)
+        x, y = (features.to(memory_format=torch.channels_last) for features in (x, y))
+        weight = torch.randn(channels, channels, size, size, device=device, dtype=precision)
+        weight, padding = weight.to(memory_format=torch.channels_last), [size // 2] * 2
+        operations = 2 * y.numel() * weight[0].numel()
+        yield operations, partial(torch.conv2d, x, weight, padding=padding)
+        for wanted in ([True, False, False], [False, True, False]):
+            settings = None, [1, 1], padding, [1, 1], False, [0, 0], 1, wanted
+            yield operations, partial(torch.ops.aten.convolution_backward, y, x, weight, *settings)
 
 
 def note_rate(note, what, operations, taken, ceiling):
-    """Adds a row with floating-point operations per second, compared with those of a large matrix product."""
+    """Adds a row with floating-point operations per second, compared with the most that were measured."""
     rate = operations / taken
     ours, theirs = (f"{value / 1e12:.3g} TFLOP/s" for value in (rate, ceiling))
-    note(what, ours, "a large matrix product", theirs, f"{rate / ceiling:.2f}")
+    note(what, ours, "the quickest matrix product or convolution", theirs, f"{rate / ceiling:.2f}")
 
 
 @pytest.mark.parametrize(("precision", "mode", "batch"), VARIANTS, ids=str)
 @pytest.mark.parametrize("name", PEERS)
 def test_training_step(name, precision, mode, batch, device, compare, note, peak):
+    batch //= SHARES.get(name, 1)
     ours, peer = steps(name, precision, mode, batch, device)
     others = {"diffusers": peer} if peer else {}
     if peer and device == "cpu":
@@ -74,7 +106,7 @@ def test_training_step(name, precision, mode, batch, device, compare, note, peak
     what = label(name, "training step", precision, mode, batch)
     taken = compare(what, ours, others, rounds=20 if device == "cuda" else 3, warmup=3 if mode else 1)["ours"]
     with FlopCounterMode(display=False) as counter:
-        steps(name, precision, None, batch, device)[0]()
+        (steps(name, precision, None, batch, device)[0] if mode else ours)()
     note_rate(note, what, counter.get_total_flops(), taken, peak[precision])
     note(what, f"{batch / taken:.3g} images/s", "", "", "")
 
@@ -82,6 +114,7 @@ def test_training_step(name, precision, mode, batch, device, compare, note, peak
 @pytest.mark.parametrize(("precision", "mode", "batch"), VARIANTS, ids=str)
 @pytest.mark.parametrize("name", PEERS)
 def test_forward_pass(name, precision, mode, batch, device, compare, note, peak):
+    batch //= SHARES.get(name, 1)
     ours, peer = steps(name, precision, mode, batch, device)
     others = {"diffusers": peer.network} if peer else {}
     if peer and device == "cpu":

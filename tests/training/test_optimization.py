@@ -3,15 +3,18 @@
 import lightning_score.lean_imports  # noqa: F401
 
 import csv
+import pickle
 from functools import partial
 from pathlib import Path
 
 import pytest
 import torch
 from optimized import Run, adam
+from torch.nn import Parameter
 from torch.optim import lr_scheduler as schedules
 
 from lightning_score.cli import run
+from lightning_score.training.optimization import Optimization
 
 STEPS = 14
 LR = 4e-3  # of configs/ddpm.yaml
@@ -95,3 +98,26 @@ def test_from_the_command_line(tmp_path, monkeypatch):
     )
     slope = (first[1] - first[0]) / LR  # of the config's schedule
     assert len(first) == 4 and second == pytest.approx([1e-5 * (1 + n * slope) for n in range(4, 8)])
+
+
+@pytest.mark.parametrize("kind", [torch.optim.Adam, torch.optim.AdamW])
+def test_fused_adam_of_channels_last_weights_is_adam(kind):
+    """Also after it has read its state from a checkpoint, which has the shapes of the weights."""
+    shape = 64, 32, 3, 9
+    kernels = (torch.ones(shape).to(memory_format=torch.channels_last) for _ in range(2))
+    weights = [[Parameter(kernel), Parameter(torch.ones(6))] for kernel in kernels]
+    settings = {"lr": 0.1, "weight_decay": 0.2, "amsgrad": True}
+    ours, plain = Optimization(partial(kind, fused=True, **settings), None), kind(weights[1], foreach=False, **settings)
+    fused = ours.configure(iter(weights[0]))
+    for step in range(6):
+        for ours_, theirs in zip(*weights, strict=True):
+            theirs.grad = torch.randn_like(theirs)
+            ours_.grad = theirs.grad.clone()
+        fused.step()
+        plain.step()
+        if step == 2:
+            state = fused.state_dict()
+            assert state["state"][0]["exp_avg"].shape == shape
+            fused.load_state_dict({**state, "state": pickle.loads(pickle.dumps(state["state"]))})
+    for ours_, theirs in zip(*weights, strict=True):
+        torch.testing.assert_close(ours_, theirs)
