@@ -65,8 +65,8 @@ class Objective(ABC):
         """
 
     def prepare(self, data: Tensor, labels: Tensor | None = None) -> None:
-        """Receives the training data in the range of the model, not augmented, (M, ...), before the first call, and the class
-        labels (M,) of a conditional model.
+        """Receives the training data in the range of the model, not augmented, (M, ...), before the first call, and their
+        labels (M,).
         """
 
 

@@ -69,8 +69,8 @@ class ExplicitScoreMatching(DenoisingScoreMatching):
         self._data, self._labels = data, labels
         if data.numel() > LARGE:
             rank_zero_warn(
-                f"objective=ExplicitScoreMatching: compares every batch with all {len(data)} examples, which may take longer "
-                "than the network; DenoisingScoreMatching has the same minimizer"
+                f"objective=ExplicitScoreMatching: compares every batch with all {len(data)} examples, which may be "
+                "slower than the network; DenoisingScoreMatching has the same minimizer"
             )
 
     def at(self, score: ScoreField, x_t: Tensor, t: Tensor, noise: Tensor, cond: Tensor | None = None) -> Tensor:

@@ -160,8 +160,7 @@ class ScoreModel(Loadable):
             check_prior(self.score_function.process, data)
         if stage != TrainerFn.PREDICTING and self.objective.needs_data:
             with seeded(derive_seed()):  # of dequantization: the same in all processes
-                x, y = data.splits.train
-                self.objective.prepare(data.as_input(x), y if self.conditional else None)
+                self.objective.prepare(data.as_input(data.splits.train.x), data.splits.train.y)
 
     def check_missing(self, missing: bool) -> None:
         """Raises `InputError` if entries of the data may be missing, which the model cannot leave out of its loss."""
