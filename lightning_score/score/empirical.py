@@ -16,9 +16,8 @@ class EmpiricalScore(ScoreField):
     """The score of q_t(x) = 1/M sum_m N(x; alpha x_m, sigma^2 I), the law of M data points under a process.
 
     score = (alpha E[x_0 given x_t = x] - x)/sigma^2 with E[x_0 given x_t = x] = sum_m w_m x_m and
-    w = softmax_m(-|x - alpha x_m|^2/(2 sigma^2)) (Karras et al. 2022, 2206.00364, appendix B.3). Distances are sums of
-    squared differences, for which single precision is enough, and the points are taken in blocks, so that memory does not
-    grow with M.
+    w = softmax_m(-|x - alpha x_m|^2/(2 sigma^2)) (Karras et al. 2022, 2206.00364, appendix B.3). Distances are computed from
+    products in double precision, and the points are taken in blocks, so that memory does not grow with M.
 
     Where entries of points are missing, and taken as 0, entry i of the score uses the points in which it is known, each with
     weight w_m over the fraction of its entries that are known: the minimizer of the losses without the missing entries.
@@ -79,7 +78,7 @@ class EmpiricalScore(ScoreField):
             classes = self.labels, cond.unsqueeze(1), torch.isin(cond, self.labels).unsqueeze(1)
         for rows in torch.arange(len(self.data), device=y.device).split(max(1, BLOCK // len(y))):
             points = self.data[rows].flatten(1).to(y)
-            distance = torch.cdist(y, points, compute_mode="donot_use_mm_for_euclid_dist")
+            distance = torch.cdist(y.double(), points.double(), compute_mode="use_mm_for_euclid_dist").to(y.dtype)
             logits = -(distance**2) / (2 * variance)
             if classes is not None:
                 labels, wanted, exists = classes
