@@ -20,9 +20,18 @@ PRODUCTS = ("convolution", "convolution_backward", "mm", "addmm", "bmm", "baddbm
 ATTENTION = "scaled_dot_product"
 
 
+def experiment_of(name: str, *options: str) -> IdleExperiment:
+    """The model and the data of a shipped config, ready for training steps."""
+    experiment = IdleExperiment(["--config", str(shipped() / f"{name}.yaml"), "--evaluate.features=null", *options])
+    if experiment.model.objective.needs_data:
+        data = experiment.datamodule
+        experiment.model.objective.prepare(data.as_input(data.splits.train.x))
+    return experiment
+
+
 def model_of(name: str, *options: str) -> ScoreModel:
     """The model of a shipped config."""
-    return IdleExperiment(["--config", str(shipped() / f"{name}.yaml"), "--evaluate.features=null", *options]).model
+    return experiment_of(name, *options).model
 
 
 class Ours:

@@ -23,7 +23,7 @@ from PIL import Image
 from torch import nn
 from torch.nn.parallel import DistributedDataParallel
 
-from benchmarks.parts import model_of
+from benchmarks.parts import experiment_of, model_of
 from benchmarks.scale import BUCKET, FLAG, Evaluation, Fabric, Training
 from benchmarks.test_start import call
 from lightning_score import EMA
@@ -107,8 +107,7 @@ def measure(rank, folder, options, steps, results):
     torch.set_num_threads(1)
     dist.init_process_group("gloo", init_method=f"file://{folder}/meet", rank=rank, world_size=2)
     groups = [dist.new_group([each]) for each in range(2)]
-    given = ["--config", str(shipped() / "vp_pc.yaml"), "--evaluate.features=null", *options]
-    experiment = IdleExperiment(given)
+    experiment = experiment_of("vp_pc", *options)
     step = Steps(experiment, groups[rank])
     times(step, 5)
     alone = times(step, steps) if rank == 0 else []
