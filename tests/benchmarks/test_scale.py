@@ -40,7 +40,7 @@ PROCESSES = (1, 2, 3)
 TRAINER = 0.8e-3
 """Seconds that `fit` adds to a step: test_framework_tax.py."""
 WIDER = ["--data.batch_size=16", "--model.network.channels=128", "--model.network.multipliers=[1,2]"]
-NETWORKS = {"vp_pc": ([], 60, 20), "vp_pc, 4 times as wide": (WIDER, 40, 10)}
+NETWORKS = {"vp_pc": ([], 200, 60), "vp_pc, 4 times as wide": (WIDER, 40, 10)}
 """Options, steps, and the first of them that are timed."""
 DRAWN, STEPS = 898, ["--model.sampler.grid.steps=20"]
 
@@ -135,7 +135,7 @@ def times(function, rounds):
     return found
 
 
-def measured(folder, options, steps=20):
+def measured(folder, options, steps=40):
     """The costs of a step."""
     results = mp.get_context("spawn").SimpleQueue()
     mp.spawn(measure, (folder, options, steps, results), nprocs=2)
