@@ -121,7 +121,7 @@ Techniques 1, 2 and 4 of Song and Ermon 2020 (arXiv:2006.09011)."""
 def as_config(chosen: ladder.Plan) -> dict[str, Any]:
     """The config that makes `fit` and its sampler use the ladder and leaves the rest unchanged."""
     process = part("+SigmaTable", sigma_min=chosen.sigma_min, sigma_max=chosen.sigma_max, levels=chosen.levels)
-    sampler = part("+AnnealedLangevin", step_size=float(f"{chosen.step_size:.6g}"), steps=chosen.steps)
+    sampler = part("+AnnealedLangevin", step_size=float(f"{chosen.step_size:.6g}"), steps=chosen.steps, temperature=1.0)
     return {"model": {"process": process, "sampler": sampler}}
 
 

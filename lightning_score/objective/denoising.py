@@ -1,7 +1,8 @@
 """Denoising and explicit score matching: the network is fitted to the score of the noise, or to that of the data."""
 
+import warnings
+
 import torch
-from lightning.pytorch.utilities import rank_zero_warn
 from torch import Tensor
 
 from lightning_score.errors import InputError, require
@@ -68,9 +69,10 @@ class ExplicitScoreMatching(DenoisingScoreMatching):
     def prepare(self, data: Tensor, labels: Tensor | None = None) -> None:
         self._data, self._labels = data, labels
         if data.numel() > LARGE:
-            rank_zero_warn(
+            warnings.warn(
                 f"objective=ExplicitScoreMatching: compares every batch with all {len(data)} examples, which may be "
-                "slower than the network; DenoisingScoreMatching has the same minimizer"
+                "slower than the network; DenoisingScoreMatching has the same minimizer",
+                stacklevel=2,
             )
 
     def at(self, score: ScoreField, x_t: Tensor, t: Tensor, noise: Tensor, cond: Tensor | None = None) -> Tensor:

@@ -118,7 +118,7 @@ class TestRoutes:
             (line,) = [line for line in self.command.messages.splitlines() if line.startswith("model.process: ")]
             assert "BetaTable -> VP; dropped beta_min=0.0001, beta_max=0.02; give them again" in line
             assert (
-                "model.objective.times: LogNormalTimes -> UniformTimes; dropped mean=-0.3, std=1.4" in self.command.messages
+                "model.objective.times: LogNormalTimes -> UniformTimes; dropped mean=-0.4, std=0.9" in self.command.messages
             )
 
     @pytest.mark.parametrize("order", [1, -1])
@@ -155,7 +155,7 @@ class TestRoutes:
             assert self.parse(*given)["process"]["init_args"] == {"beta_min": 1e-4, "beta_max": 0.02}
             assert "model.process: BetaTable -> VP; kept beta_min=0.0001, beta_max=0.02" in self.command.messages
         found = self.parse("--model.optimizer=+SGD", "--model.optimizer.momentum=0.5")["optimizer"]["init_args"]
-        assert found["lr"] == 4e-3 and found["momentum"] == 0.5
+        assert found["lr"] == 6e-3 and found["momentum"] == 0.5
         found = self.parse("--model.process={class_path: +VP, init_args: {beta_max: 3}}")["process"]["init_args"]
         assert found == {"beta_min": 1e-4, "beta_max": 3.0}
 

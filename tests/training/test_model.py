@@ -21,11 +21,11 @@ class Narrow(PredictorCorrector):
     room = 5
     tried: list[int]
 
-    def __call__(self, score, noise, **options):
+    def __call__(self, score, noise, *settings):
         self.tried.append(noise.shape[0])
         if noise.shape[0] > self.room:
             raise torch.OutOfMemoryError("CUDA out of memory. Tried to allocate 20.00 GiB")
-        return super().__call__(score, noise, **options)
+        return super().__call__(score, noise, *settings)
 
 
 class Convolution(Network):
