@@ -73,7 +73,8 @@ def trained(tmp_path_factory):
         if not (runs / "finished").exists():
             options = ["--trainer.max_steps=30", "--trainer.val_check_interval=20", "--trainer.log_every_n_steps=5",
                        "--samples.num_samples=9", "--evaluate.num_samples=40", "--model.sampler.steps=2",
-                       "--model.process.levels=10", "--trainer.callbacks+=LangevinHealth"]  # fmt: skip
+                       "--model.process.levels=10", "--model.objective.times=TableTimes",
+                       "--trainer.callbacks+=LangevinHealth"]  # fmt: skip
             assert run(["fit", "--config=ncsn", f"--runs={runs}", *options]) == 0
             (runs / "finished").touch()
     return runs / "ncsn" / "latest"

@@ -194,7 +194,11 @@ def test_schedule_explains_writes_and_draws(capsys):
     model = model_of(Path("ladder.yaml"))
     expected = {"sigma_min": 0.03, "sigma_max": pytest.approx(chosen.sigma_max, rel=1e-5), "levels": chosen.levels}
     assert model["process"] == {"class_path": "+SigmaTable", "init_args": expected}
-    assert model["sampler"]["init_args"] == {"step_size": pytest.approx(chosen.step_size, rel=1e-5), "steps": 20}
+    assert model["sampler"]["init_args"] == {
+        "step_size": pytest.approx(chosen.step_size, rel=1e-5),
+        "steps": 2,
+        "temperature": 1.0,
+    }
     picture = np.asarray(Image.open("ladder.png").convert("L"))
     assert picture.shape[1] > 1000 and picture.std() > 10 and (picture < 128).sum() > 2000
     assert run(command) == 2 and "already exists" in capsys.readouterr().err
