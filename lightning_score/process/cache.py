@@ -1,7 +1,7 @@
 """Coefficients at the times of a grid, computed all together and looked up one by one.
 
 A sampler asks for a dozen coefficients at every step, each of up to a dozen operations on single numbers; one by one these
-take longer than a small network does. What has been computed is kept for the next samples on the same grid.
+take longer than a small network does.
 """
 
 from collections.abc import Callable, Hashable, Iterator
@@ -12,14 +12,9 @@ from weakref import WeakKeyDictionary
 
 import torch
 from torch import Tensor
-from typing_extensions import Self
 
 COEFFICIENTS = ("log_alpha", "alpha", "sigma", "drift", "diffusion", "log_snr")
 """The functions of time that are cached."""
-LAST = 4
-"""Grids whose numbers are kept."""
-MOST = 64
-"""Numbers kept per time of a grid, above which all are forgotten: those of many samplers that are used once."""
 
 
 class CoefficientCache:
@@ -35,17 +30,6 @@ class CoefficientCache:
         self._tables: dict[Hashable, tuple[Tensor, list[Tensor]]] = {}
         self._numbers: dict[Hashable, Any] = {}
         self._states: WeakKeyDictionary[Any, Any] = WeakKeyDictionary()
-
-    def of(self, process: "CachedCoefficients") -> Self:
-        """With log alpha and sigma of a process, the law that distinguishes it."""
-        self._law = process.log_alpha(self.times), process.sigma(self.times)
-        return self
-
-    def equals(self, other: Self) -> bool:
-        """Whether another cache is of the same times and the same law."""
-        alike = self.times.is_inference() == other.times.is_inference()  # autograd refuses tensors of inference mode
-        pairs = zip((self.times, *self._law), (other.times, *other._law), strict=True)
-        return alike and all(torch.equal(a, b) for a, b in pairs)
 
     def _row(self, t: Tensor) -> int | None:
         """The position of t, (), on the grid; None if it is not one of the times."""
@@ -73,8 +57,6 @@ class CoefficientCache:
 
     def _add_numbers(self, key: Hashable, compute: Callable[..., Any], rows: tuple[Any, ...]) -> None:
         """Adds those of one pair of times, or, if there is one time alone, those of all times, computed together."""
-        if len(self._numbers) > MOST * len(self._rows):
-            self._numbers.clear()
         if len(rows) > 1:
             found = compute(*(self.times[row] for row in rows))
             self._numbers[key, rows] = found._make(map(float, found))
@@ -90,16 +72,10 @@ class CoefficientCache:
         return self._states[owner]
 
 
-_LAST: "WeakKeyDictionary[CachedCoefficients, list[CoefficientCache]]" = WeakKeyDictionary()
-"""The last caches of every process, the newest one last."""
-
-
 class CachedCoefficients:
     """Caches the coefficients of every subclass, which need not know of it, at the times given to `cached_at`."""
 
     _cache: CoefficientCache | None = None
-    log_alpha: Callable[[Tensor], Tensor]
-    sigma: Callable[[Tensor], Tensor]
 
     def __init_subclass__(cls, **kwargs: Any) -> None:
         super().__init_subclass__(**kwargs)
@@ -110,14 +86,7 @@ class CachedCoefficients:
     @contextmanager
     def cached_at(self, times: Tensor) -> Iterator[None]:
         """Within, coefficients at any one of these times, (N,) on the CPU, are looked up; all others are computed."""
-        before, last = vars(self).get("_cache"), _LAST.setdefault(self, [])
-        self._cache = CoefficientCache(times)
-        self._cache.of(self)
-        same = [cache for cache in last if cache.equals(self._cache)]
-        if same:
-            self._cache, same[0].times = same[0], times
-        else:
-            last[:] = [*last[1 - LAST :], self._cache]
+        before, self._cache = vars(self).get("_cache"), CoefficientCache(times)
         try:
             yield
         finally:

@@ -31,6 +31,7 @@ def compiled(method: SamplerStep, mode: str) -> SamplerStep:
     if mode not in kept:
         kept[mode] = copy(method)
         kept[mode].move = _Compiled(move, kept[mode], mode)
+    vars(kept[mode]).update(vars(method))  # settings that have changed
     return kept[mode]
 
 

@@ -216,8 +216,8 @@ class Pair(NamedTuple):
     sum: torch.Tensor
 
 
-def test_numbers_are_kept_for_the_same_grid_and_process_alone(noise_process):
-    """Another grid, a changed process, other times and gradients find their own."""
+def test_numbers_of_a_grid_are_those_of_its_times(noise_process):
+    """Computed once at times of the grid; also other times, and several at once, find their own."""
     grid, computed = times(9).flip(0), []
 
     def pair(t, s):
@@ -228,13 +228,12 @@ def test_numbers_are_kept_for_the_same_grid_and_process_alone(noise_process):
         torch.testing.assert_close(torch.stack([*map(torch.as_tensor, found)]).double(), torch.stack(pair(t, s)))
         computed.pop()
 
-    with torch.inference_mode():
+    with noise_process.cached_at(grid):
         for _ in range(2):
-            with noise_process.cached_at(grid.clone()):
-                found = noise_process.numbers("pair", pair, grid[1], grid[2])
-                assert all(isinstance(number, float) for number in found)
-                close(found, grid[1], grid[2])
-    assert len(computed) == 1
+            found = noise_process.numbers("pair", pair, grid[1], grid[2])
+            assert all(isinstance(number, float) for number in found)
+            close(found, grid[1], grid[2])
+        assert len(computed) == 1
     with noise_process.cached_at(times(7).flip(0)):
         close(noise_process.numbers("pair", pair, times(7)[1], times(7)[2]), times(7)[1], times(7)[2])
         close(noise_process.numbers("pair", pair, grid[1], grid[2]), grid[1], grid[2])
