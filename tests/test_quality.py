@@ -72,7 +72,10 @@ class Finished(Quality):
 
 
 class TestNCSN(Finished):
+    """Its three trainings had 1.74 to 1.79 in the mean."""
+
     config = "ncsn"
+    allowed = 1.8
 
 
 class TestDDPM(Finished):
@@ -80,7 +83,7 @@ class TestDDPM(Finished):
 
 
 class TestFlow(Quality):
-    """After a seventh of the training, when digits are not yet sharp."""
+    """After two sevenths of the training, when digits are not yet sharp."""
 
     config = "flow"
     options = ("--trainer.max_steps=400", "--trainer.val_check_interval=200")
