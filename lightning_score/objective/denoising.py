@@ -5,7 +5,7 @@ import warnings
 import torch
 from torch import Tensor
 
-from lightning_score.errors import InputError, require
+from lightning_score.errors import InputError
 from lightning_score.objective.base import LevelwiseObjective
 from lightning_score.objective.times import TimeDistribution
 from lightning_score.objective.weighting import Weighting
@@ -51,7 +51,8 @@ class ExplicitScoreMatching(DenoisingScoreMatching):
     data of this class. The loss is that of denoising score matching less a constant (Vincent 2011, eq. 11), and its gradient
     varies less: the target is the mean over the clean images that x_t may come from, instead of one of them (Xu et al. 2023,
     2302.00670). Every step compares a batch with all M examples, so it is for small data. In validation, on other data than
-    these, it is denoising score matching.
+    these, it is denoising score matching, and so it is given other conditions, of which each example is taken to be the only
+    one.
 
     Args:
         weighting: lambda(t); sigma^2 by default.
@@ -59,7 +60,7 @@ class ExplicitScoreMatching(DenoisingScoreMatching):
         mean: average over dimensions without the factor 1/2 (DDPM, score SDE) instead of half the sum (NCSN).
 
     Raises:
-        InputError: when called without training data, or with conditions that are not class labels.
+        InputError: when called without training data.
     """
 
     needs_data, leaves_out_missing = True, False
@@ -81,11 +82,8 @@ class ExplicitScoreMatching(DenoisingScoreMatching):
                 "objective=ExplicitScoreMatching: needs the training data; train with a data module (trainer.fit(model, "
                 "datamodule=...)), or call objective.prepare(x) first"
             )
-        require(
-            cond is None or (self._labels is not None and not cond.is_floating_point() and cond.ndim == 1),
-            "objective=ExplicitScoreMatching: takes class labels, and no other conditions; use DenoisingScoreMatching",
-        )
-        if not score.training:
+        alone = cond is not None and (self._labels is None or cond.is_floating_point() or cond.ndim > 1)
+        if alone or not score.training:
             return super().at(score, x_t, t, noise, cond)
         self._data = self._data.to(x_t.device)
         self._labels = None if self._labels is None else self._labels.to(x_t.device)

@@ -440,4 +440,4 @@ def test_without_key_and_home_the_run_is_on_wandb_offline(tmp_path):
     assert {"train/loss", "train/lr", "val/loss", "val/fid_digits_40", "val/fid_digits_40_floor"} <= history
     assert any(key.startswith("samples") for key in history)
     config = {key: value for r in records if r["type"] == "config" for key, value in r["config"]["update"].items()}
-    assert config["model"]["sampler"]["init_args"]["step_size"] == 1.35e-4
+    assert config["model"]["sampler"]["init_args"]["step_size"] == 4.5e-4

@@ -156,7 +156,7 @@ def test_denoising_is_explicit_score_matching_plus_a_constant(process, sigma):
         assert float(difference.std()) > 0, "the two losses differ example by example"
 
 
-def test_explicit_score_matching_needs_data_and_takes_only_labels():
+def test_explicit_score_matching_needs_data_and_is_denoising_given_other_conditions_than_labels():
     score, x = ScoreFunction(Zero(), VP(), Noise()), torch.randn(8, 2)
     objective = ExplicitScoreMatching()
     with pytest.raises(InputError, match=r"needs the training data; .*datamodule"):
@@ -164,8 +164,11 @@ def test_explicit_score_matching_needs_data_and_takes_only_labels():
     objective.prepare(x)
     assert objective(score, x).shape == (8,)
     for conditions in (torch.zeros(8, dtype=torch.long), torch.zeros(8, 3)):
-        with pytest.raises(InputError, match="takes class labels"):
-            objective(score, x, conditions)
+        found = []
+        for each in (objective, DenoisingScoreMatching()):
+            torch.manual_seed(0)
+            found.append(each(score, x, conditions))
+        assert torch.equal(*found)
     with pytest.warns(UserWarning, match="compares every batch with all 300000 examples"):
         objective.prepare(torch.zeros(300_000, 64))
 
