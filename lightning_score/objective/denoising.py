@@ -50,9 +50,8 @@ class ExplicitScoreMatching(DenoisingScoreMatching):
     q_t(x) = 1/M sum_m N(x; alpha x_m, sigma^2 I) is the law of the perturbed training data, given the label that of the
     data of this class. The loss is that of denoising score matching less a constant (Vincent 2011, eq. 11), and its gradient
     varies less: the target is the mean over the clean images that x_t may come from, instead of one of them (Xu et al. 2023,
-    2302.00670). Every step compares a batch with all M examples, so it is for small data. In validation, on other data than
-    these, it is denoising score matching, and so it is given other conditions, of which each example is taken to be the only
-    one.
+    2302.00670). Every step compares a batch with all M examples, so it is for small data. In validation, on other data, it is
+    denoising score matching; also given conditions other than labels, each of which has one example alone.
 
     Args:
         weighting: lambda(t); sigma^2 by default.

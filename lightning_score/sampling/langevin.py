@@ -217,8 +217,8 @@ class AnnealedLangevin(Sampler):
         steps = _each("steps", self.steps, len(levels))
         require_passes(**{"levels x steps": sum(steps)})
         sizes = _each("step_size", self.chosen_step_size(process, levels), len(levels))
-        for size in {*sizes} - {*self._steps}:  # kept, because their coefficients are
-            self._steps[size] = AnnealedLangevinStep(size, self.temperature)
+        for size in {*sizes}:  # the same objects in every draw, so that a compiled step is used again
+            self._steps.setdefault(size, AnnealedLangevinStep(size)).temperature = self.temperature
         moves: list[Move] = []
         for t, s, size, count in zip([times[0], *levels], levels, sizes, steps, strict=False):
             moves += [Move(self._next_level, t, s, s)] * bool(t > s) + [Move(self._steps[size], s, t, s)] * count

@@ -78,8 +78,7 @@ class EmpiricalScore(ScoreField):
             classes = self.labels, cond.unsqueeze(1), torch.isin(cond, self.labels).unsqueeze(1)
         for rows in torch.arange(len(self.data), device=y.device).split(max(1, BLOCK // len(y))):
             points = self.data[rows].flatten(1).to(y)
-            distance = torch.cdist(y.double(), points.double(), compute_mode="use_mm_for_euclid_dist").to(y.dtype)
-            logits = -(distance**2) / (2 * variance)
+            logits = -(_distances(y, points) ** 2) / (2 * variance)
             if classes is not None:
                 labels, wanted, exists = classes
                 logits = logits.masked_fill((labels[rows] != wanted) & exists, -torch.inf)
@@ -93,3 +92,10 @@ class EmpiricalScore(ScoreField):
             top, total = higher, total * shrink + counts
             mean = mean * shrink + weights @ points
         return mean / total.clamp(min=torch.finfo(y.dtype).tiny)  # 0 for an entry that is known in no point near by
+
+
+def _distances(y: Tensor, points: Tensor) -> Tensor:
+    """|y_i - x_j| of y (B, D) and points x (M, D): (B, M), by products in double precision, which MPS does not have."""
+    if y.device.type == "mps":
+        return torch.cdist(y, points, compute_mode="donot_use_mm_for_euclid_dist")
+    return torch.cdist(y.double(), points.double(), compute_mode="use_mm_for_euclid_dist").to(y.dtype)

@@ -185,6 +185,11 @@ def test_settings_that_change_between_draws_count():
     after = draw(changing)
     assert torch.equal(after, draw(PredictorCorrector(NoPredictor(), other, grid=Uniform(5, 0.1))))
     assert not torch.equal(before, after)
+    annealed = AnnealedLangevin(1e-3, 2, grid=Uniform(5, 0.1))
+    before, annealed.temperature = draw(annealed), 0.5
+    after = draw(annealed)
+    assert torch.equal(after, draw(AnnealedLangevin(1e-3, 2, grid=Uniform(5, 0.1), temperature=0.5)))
+    assert not torch.equal(before, after)
 
 
 class OnePlace(torch.nn.Module):
