@@ -47,11 +47,11 @@ class DenoisingScoreMatching(LevelwiseObjective):
 class ExplicitScoreMatching(DenoisingScoreMatching):
     """E_t lambda(t) 1/2 ||score(x_t, t) - grad log q_t(x_t)||^2, q_t the kernel density estimate of the training data.
 
-    q_t(x) = 1/M sum_m N(x; alpha x_m, sigma^2 I) is the law of the perturbed training data, given the label that of the
-    data of this class. The loss is that of denoising score matching less a constant (Vincent 2011, eq. 11), and its gradient
+    q_t(x) = 1/M sum_m N(x; alpha x_m, sigma^2 I) is the law of the perturbed training data, given the label that of the data
+    of this class. The loss is that of denoising score matching less a constant (Vincent 2011, eq. 11), and its gradient
     varies less: the target is the mean over the clean images that x_t may come from, instead of one of them (Xu et al. 2023,
-    2302.00670). Every step compares a batch with all M examples, so it is for small data. In validation, on other data, it is
-    denoising score matching; also given conditions other than labels, each of which has one example alone.
+    2302.00670). Every step compares a batch with all M examples, so it is for small data. In validation, on other data, it
+    is denoising score matching, and also given conditions other than labels, each of which one example has.
 
     Args:
         weighting: lambda(t); sigma^2 by default.
