@@ -11,6 +11,7 @@ from lightning_score.commands.arguments import CONFIG, Arguments, Layer
 from lightning_score.errors import InputError, require
 from lightning_score.files import cache_folder
 from lightning_score.runs.checkpoints import read_checkpoint
+from lightning_score.runs.pretrained import FOLDER, pretrained
 from lightning_score.runs.trust import check_origin, trusted_by
 from lightning_score.runs.yaml_files import read_mapping
 
@@ -29,7 +30,8 @@ def shipped(kind: str = "configs") -> Path:
 
 
 def find_config(name: str, kind: str = "configs", option: str = "--config ") -> Path:
-    """The file of a config by its path, or by the name of a shipped one: `ncsn`, `ncsn.yaml`, `configs/ncsn.yaml`.
+    """The file of a config by its path, or by the name of a shipped one: `ncsn`, `ncsn.yaml`, `configs/ncsn.yaml`, or
+    `digits/ncsn`, with which the trained model of this name was made.
 
     Args:
         name: as given.
@@ -45,6 +47,8 @@ def find_config(name: str, kind: str = "configs", option: str = "--config ") -> 
     file = folder / f"{short}.yaml"
     if file.is_file():
         return file
+    if kind == "configs" and name in pretrained():
+        return FOLDER / name / "config.yaml"
     known = ", ".join(sorted(str(file.relative_to(folder).with_suffix("")) for file in folder.rglob("*.yaml")))
     raise InputError(f"{option}{name}: no such file, nor a shipped {kind[:-1]}; choose one of {known}")
 

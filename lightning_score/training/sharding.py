@@ -237,7 +237,14 @@ def full_state_dict(module: nn.Module) -> dict[str, Tensor]:
     """The `state_dict` of unsharded weights, on one process, without communication."""
     if not is_sharded(module):
         return module.state_dict()
-    return {name: tensor.detach() for name, tensor in chain(module.named_parameters(), module.named_buffers())}
+    tensors = chain(module.named_parameters(), module.named_buffers())
+    return {name: tensor.detach() for name, tensor in tensors if _is_saved(module, name)}
+
+
+def _is_saved(module: nn.Module, name: str) -> bool:
+    """Whether a parameter or buffer is part of the `state_dict`, which would shard the weights again."""
+    path, _, last = name.rpartition(".")
+    return last not in module.get_submodule(path)._non_persistent_buffers_set
 
 
 def _units(module: nn.Module) -> "list[FSDPModule]":

@@ -18,6 +18,7 @@ from lightning_score.__main__ import __doc__ as HELP
 from lightning_score.cli import COMMANDS, WITHOUT_TRAINER, run
 from lightning_score.commands.configs import find_config, shipped
 from lightning_score.errors import InputError
+from lightning_score.runs.pretrained import FOLDER
 
 CONFIGS = sorted(path.stem for path in shipped().glob("*.yaml") if path.stem not in ("arrays", "images", "ddo"))
 """Those on data that the package embeds; the others are in test_recipes.py, and ddo needs samples."""
@@ -55,6 +56,7 @@ def test_configs_are_found_by_short_names(name, tmp_path, monkeypatch):
     assert find_config(name) == shipped() / "ncsn.yaml"
     Path("ncsn.yaml").write_text("{}")
     assert find_config("ncsn.yaml") == Path("ncsn.yaml"), "a file of the user's comes first"
+    assert find_config("digits/ddpm") == FOLDER / "digits/ddpm/config.yaml", "of a trained model"
 
 
 def test_a_run_has_its_folder(trained):

@@ -204,8 +204,9 @@ def test_a_model_trained_here_becomes_a_pipeline(capsys):
     assert run(["fit", "--config=ddpm", *quick]) == 0
     assert run(["convert", "--from=lightning_score", "runs/ddpm/latest/last.ckpt", "folder", "--to=diffusers"]) == 2
     assert "embedding FourierEmbedding: only PositionalEmbedding" in capsys.readouterr().err
-    label = ["--model.parametrization.noise_label=Index", "--model.network.embedding=PositionalEmbedding"]
-    assert run(["fit", "--config=ddpm", *quick, *label, "--model.network.embedding.width=32"]) == 0
+    label = ["--model.parametrization=Noise", "--model.parametrization.noise_label=Index"]
+    network = ["--model.network.embedding=PositionalEmbedding", "--model.network.embedding.width=32"]
+    assert run(["fit", "--config=ddpm", *quick, *label, *network]) == 0
     assert run(["convert", "--from=lightning_score", "runs/ddpm/latest/last.ckpt", "folder", "--to=diffusers"]) == 0
     pipeline = DiffusionPipeline.from_pretrained("folder")
     model = ScoreModel.load_from_checkpoint("runs/ddpm/latest/last.ckpt", weights_only=True).eval()

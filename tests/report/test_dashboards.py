@@ -14,7 +14,8 @@ from wandb_server import serving
 from lightning_score.cli import run
 
 FIT = ["fit", "--config=ncsn", "--trainer.max_steps=4", "--trainer.val_check_interval=2", "--trainer.log_every_n_steps=2",
-       "--samples.num_samples=4", "--evaluate.num_samples=20", "--model.sampler.steps=2"]  # fmt: skip
+       "--samples.num_samples=4", "--evaluate.num_samples=20", "--model.process.levels=10",
+       "--trainer.callbacks+=LangevinHealth"]  # fmt: skip
 
 
 REPORTS = """

@@ -43,7 +43,7 @@ def runs(tmp_path_factory):
         (root.parent / "tiny.yaml").write_text(yaml.safe_dump(SWEEP | {"command": command}))
         assert run(["sweep", "tiny.yaml"]) == 0
     with (root / "ncsn/r1/config.yaml").open("r+") as file:
-        changed = file.read().replace("lr: 0.004", "lr: 0.001")
+        changed = file.read().replace("lr: 0.006", "lr: 0.001")
         file.seek(0)
         file.write(changed)
     first = json.loads((root / "ncsn/r0/run.json").read_text())

@@ -17,7 +17,7 @@ from lightning_score.cli import run
 from lightning_score.training.optimization import Optimization
 
 STEPS = 14
-LR = 4e-3  # of configs/ddpm.yaml
+LR = 6e-3  # of configs/ddpm.yaml
 
 
 SCHEDULES = {
