@@ -6,9 +6,9 @@ take longer than a small network does.
 
 from collections.abc import Callable, Hashable, Iterator
 from contextlib import contextmanager
+from copy import copy
 from functools import partial, wraps
 from typing import Any
-from weakref import WeakKeyDictionary
 
 import torch
 from torch import Tensor
@@ -28,8 +28,14 @@ class CoefficientCache:
         self.times = times
         self._rows = {t: row for row, t in enumerate(times.tolist())}
         self._tables: dict[Hashable, tuple[Tensor, list[Tensor]]] = {}
+        self._steps: dict[Hashable, Any] = {}
         self._numbers: dict[Hashable, Any] = {}
-        self._states: WeakKeyDictionary[Any, Any] = WeakKeyDictionary()
+
+    def renewed(self) -> "CoefficientCache":
+        """One that shares what depends on the process and on steps, but not the numbers of single times."""
+        fresh = copy(self)
+        fresh._numbers = {}
+        return fresh
 
     def _row(self, t: Tensor) -> int | None:
         """The position of t, (), on the grid; None if it is not one of the times."""
@@ -51,25 +57,20 @@ class CoefficientCache:
         rows = tuple(map(self._row, times))
         if None in rows:
             return compute(*times)
-        if (key, rows) not in self._numbers:
+        kept = self._steps if len(rows) > 1 else self._numbers
+        if (key, rows) not in kept:
             self._add_numbers(key, compute, rows)
-        return self._numbers[key, rows]
+        return kept[key, rows]
 
     def _add_numbers(self, key: Hashable, compute: Callable[..., Any], rows: tuple[Any, ...]) -> None:
-        """Adds those of one pair of times, or, if there is one time alone, those of all times, computed together."""
+        """Adds those of one step, or, if there is one time alone, those of all times, computed together."""
         if len(rows) > 1:
             found = compute(*(self.times[row] for row in rows))
-            self._numbers[key, rows] = found._make(map(float, found))
+            self._steps[key, rows] = found._make(map(float, found))
             return
         columns = compute(self.times)
         for row, found in enumerate(zip(*(column.tolist() for column in columns), strict=True)):
             self._numbers[key, (row,)] = columns._make(found)
-
-    def state(self, owner: Any, compute: Callable[[], Any]) -> Any:
-        """`compute()`, computed once for an owner."""
-        if owner not in self._states:
-            self._states[owner] = compute()
-        return self._states[owner]
 
 
 class CachedCoefficients:
@@ -84,9 +85,14 @@ class CachedCoefficients:
                 setattr(cls, name, _cached(vars(cls)[name]))
 
     @contextmanager
-    def cached_at(self, times: Tensor) -> Iterator[None]:
-        """Within, coefficients at any one of these times, (N,) on the CPU, are looked up; all others are computed."""
-        before, self._cache = vars(self).get("_cache"), CoefficientCache(times)
+    def cached_at(self, times: Tensor, kept: CoefficientCache | None = None) -> Iterator[None]:
+        """Within, coefficients at any one of these times, (N,) on the CPU, are looked up; all others are computed.
+
+        Args:
+            times: the times.
+            kept: a cache of these times, of which no setting of the process or of steps has changed; null: a new one.
+        """
+        before, self._cache = vars(self).get("_cache"), kept.renewed() if kept else CoefficientCache(times)
         try:
             yield
         finally:
@@ -107,10 +113,6 @@ class CachedCoefficients:
         numbers, computed once and kept under `key`, which stands for all else that they depend on.
         """
         return compute(*times) if (kept := self._kept()) is None else kept.numbers(key, compute, times)
-
-    def state(self, owner: Any, compute: Callable[[], Any]) -> Any:
-        """`compute()`, which depends on the process, the times of `cached_at` and `owner` alone, computed once for them."""
-        return compute() if self._cache is None else self._cache.state(owner, compute)
 
 
 def _cached(function: Callable[[Any, Tensor], Tensor]) -> Callable[[Any, Tensor], Tensor]:

@@ -1,6 +1,5 @@
 """The first step of samplers, where alpha(1) = 0: from noise alone, in which nothing of the data is left."""
 
-from functools import partial
 from typing import Any
 
 import torch
@@ -67,4 +66,4 @@ def moves_of(predictor: Predictor, process: NoiseProcess, times: Tensor) -> list
 def states_of(methods: set[SamplerStep], process: NoiseProcess, times: Tensor) -> dict[SamplerStep, Any]:
     """The states of methods at their first step on a grid of times (N + 1,), of which they see those with signal."""
     seen = times[process.alpha(times) > 0]
-    return {method: process.state(method, partial(method.init, process, seen)) for method in methods}
+    return {method: method.init(process, seen) for method in methods}

@@ -10,6 +10,7 @@ from torch import Tensor
 
 from lightning_score.errors import require, require_passes
 from lightning_score.process import NoiseProcess
+from lightning_score.process.cache import CoefficientCache
 from lightning_score.sampling.grid import TimeGrid
 from lightning_score.score.function import ArgumentWrapper, ScoreField
 
@@ -158,8 +159,8 @@ class _Discretized(NoiseProcess):
         )
 
     @contextmanager
-    def cached_at(self, times: Tensor) -> Iterator[None]:
-        with super().cached_at(times), self.process.cached_at(self.time(times)):
+    def cached_at(self, times: Tensor, kept: CoefficientCache | None = None) -> Iterator[None]:
+        with super().cached_at(times, kept), self.process.cached_at(self.time(times)):
             yield
 
 

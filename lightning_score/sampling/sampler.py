@@ -2,7 +2,6 @@
 
 from abc import ABC, abstractmethod
 from collections.abc import Callable, Sequence
-from contextlib import ExitStack
 from itertools import pairwise
 from typing import Any, NamedTuple
 
@@ -15,9 +14,10 @@ from lightning_score.process import NoiseProcess
 from lightning_score.sampling.compiled import compiled
 from lightning_score.sampling.corrector import Corrector
 from lightning_score.sampling.ends import FinalDenoise, Initial, LastMean, Prior
-from lightning_score.sampling.from_noise import moves_of, states_of
+from lightning_score.sampling.from_noise import moves_of
 from lightning_score.sampling.grid import TimeGrid, Uniform, warn_between_levels
 from lightning_score.sampling.noise import NoiseStream
+from lightning_score.sampling.plan import plan_of
 from lightning_score.sampling.predictor import Predictor, ReverseDiffusion
 from lightning_score.sampling.step import Move
 from lightning_score.score.function import ClippedScore, PriorScore, ScoreField
@@ -147,17 +147,10 @@ class Sampler(ABC):
             compile: the mode of torch.compile for whole steps, of methods that have a `move`; null: none.
         """
         evaluations = score.evaluations
-        times = self.grid(score.process).cpu()  # coefficients are computed on the CPU, so that a GPU need not wait
-        score = self.view(score, times)
-        with ExitStack() as caches:
-            caches.enter_context(score.process.cached_at(times))
-            moves = self.plan(score.process, times)
-            methods = {move.method for move in moves}
-            others = [at for method in methods if (at := method.evaluated(score.process, times)) is not times]
-            if others:
-                caches.enter_context(score.process.cached_at(torch.cat([times, *others])))
-            states = states_of(methods, score.process, times)
-            steps = {method: compiled(method, compile).step if compile else method.step for method in methods}
+        times, moves, first, kept = plan_of(self, score.process)
+        score, states = self.view(score, times), dict(first)
+        with score.process.cached_at(kept.times, kept):
+            steps = {method: compiled(method, compile).step if compile else method.step for method in states}
             x = self.initial(score.process, noise)
             path = [x] if trajectory else None
             shown = tqdm(moves, "sampling", leave=False, unit="step") if progress else moves

@@ -1,6 +1,8 @@
 """Samplers: the laws of their samples, their ends, and their random numbers."""
 
 import math
+from copy import deepcopy
+from functools import partial
 from itertools import product
 
 import numpy as np
@@ -16,6 +18,7 @@ from lightning_score.process import VE, VP, BetaTable, Cosine, SigmaTable
 from lightning_score.sampling import (
     DDIM,
     HMC,
+    IPNDM,
     MALA,
     RK45,
     Ancestral,
@@ -39,6 +42,7 @@ from lightning_score.sampling import (
     Prior,
     ProcessTable,
     ReverseDiffusion,
+    SASolver,
     ScoreSDESteps,
     StochasticHeun,
     Tweedie,
@@ -47,6 +51,7 @@ from lightning_score.sampling import (
     UniformNoise,
 )
 from lightning_score.sampling.corrector import FixedLangevin
+from lightning_score.sampling.plan import plan_of
 from lightning_score.score.function import PriorScore, ScoreFunction
 from lightning_score.score.parametrization import EDM, Denoised, Noise, Score, ScoreOverSigma
 
@@ -170,26 +175,68 @@ def test_a_step_passes_over_memory_a_few_times(process, parametrization, sampler
     assert (counts[30].small - counts[10].small) / 20 <= 45 * calls
 
 
-def test_settings_that_change_between_draws_count():
-    """A second draw on the same grid, with another step size, is that of a new sampler."""
-    score = ScoreFunction(Same(), VP(), Noise())
+def replaced(sampler, score, name, value):
+    """Changes one setting by its path, `score.` or of the sampler."""
+    *path, last = name.split(".")
+    owner = score if path[:1] == ["score"] else sampler
+    for part in path[path[:1] == ["score"] :]:
+        owner = getattr(owner, part)
+    setattr(owner, last, value)
 
-    def draw(sampler):
+
+@pytest.mark.parametrize(
+    ("sampler", "name", "value"),
+    [
+        (partial(PredictorCorrector, NoPredictor(), FixedLangevin(1e-3)), "corrector.step_size", 1e-2),
+        (partial(PredictorCorrector, NoPredictor(), FixedLangevin(1e-3)), "corrector", FixedLangevin(1e-2)),
+        (partial(PredictorCorrector, DDIM(eta=0.5)), "predictor.eta", 1.0),
+        (partial(PredictorCorrector, IPNDM(3)), "predictor", IPNDM(2)),
+        (partial(PredictorCorrector, Ancestral(), clip=[-1, 1]), "clip", [-0.5, 0.5]),
+        (PredictorCorrector, "grid", Uniform(6, 0.1)),
+        (PredictorCorrector, "grid.t_min", 0.2),
+        (PredictorCorrector, "score.process", VP(0.1, 10)),
+        (PredictorCorrector, "score.process.beta_max", 10.0),
+        (PredictorCorrector, "score.parametrization.data_std", 2.0),
+        (partial(AnnealedLangevin, 1e-3, 2), "temperature", 0.5),
+    ],
+    ids=lambda v: v if isinstance(v, str) else None,
+)
+def test_settings_that_change_between_draws_count(sampler, name, value):
+    """A second draw is that of a new sampler with these settings, and the plan is kept while none changes."""
+
+    def fresh():
+        return deepcopy(sampler)(grid=Uniform(5, 0.1)), ScoreFunction(Same(), VP(), EDM())
+
+    def draw(sampler, score):
         with torch.inference_mode():
             return sampler(score, QuickNoise((4, 2, 5), dtype=torch.float32)).x
 
-    step, other = FixedLangevin(1e-3), FixedLangevin(1e-2)
-    changing = PredictorCorrector(NoPredictor(), step, grid=Uniform(5, 0.1))
-    before = draw(changing)
-    step.step_size = other.step_size
-    after = draw(changing)
-    assert torch.equal(after, draw(PredictorCorrector(NoPredictor(), other, grid=Uniform(5, 0.1))))
-    assert not torch.equal(before, after)
-    annealed = AnnealedLangevin(1e-3, 2, grid=Uniform(5, 0.1))
-    before, annealed.temperature = draw(annealed), 0.5
-    after = draw(annealed)
-    assert torch.equal(after, draw(AnnealedLangevin(1e-3, 2, grid=Uniform(5, 0.1), temperature=0.5)))
-    assert not torch.equal(before, after)
+    first, other = fresh(), fresh()
+    before = draw(*first)
+    assert plan_of(first[0], first[1].process) is plan_of(first[0], first[1].process)
+    assert torch.equal(before, draw(*first))
+    for each in (first, other):
+        replaced(*each, name, deepcopy(value))
+    after = draw(*first)
+    assert torch.equal(after, draw(*other)) and not torch.equal(before[:, :1], after[:, :1])
+
+
+def test_a_plan_is_not_that_of_an_equal_method_that_changes_later():
+    """A sampler has another predictor with the same settings; those of its first one then change."""
+    first, sampler = SASolver(tau=0.5), PredictorCorrector(SASolver(tau=0.5), grid=Uniform(5, 0.1))
+    sampler.predictor, second = first, sampler.predictor
+    moves = plan_of(sampler, VP()).moves
+    sampler.predictor = second
+    assert {move.method for move in moves} == {first} and {move.method for move in plan_of(sampler, VP()).moves} == {second}
+
+
+def test_settings_that_cannot_be_written_are_planned_anew():
+    class Own(Uniform):
+        pass
+
+    sampler = PredictorCorrector(grid=Own(5, 0.1))
+    assert plan_of(sampler, VP()) is not plan_of(sampler, VP())
+    assert len(plan_of(sampler, VP()).moves) == 5
 
 
 class OnePlace(torch.nn.Module):
