@@ -97,6 +97,8 @@ class LossGuard(Callback):
         require(every_n_steps is None or every_n_steps >= 1, f"every_n_steps={every_n_steps}: must be at least 1, or null")
         self.policy, self.every_n_steps = Policy(policy), every_n_steps
         self._current: PendingLoss  # of this batch
+        self._told: dist.Work | None = None  # that all processes have told whether it is bad
+        self._due = False  # the check after the backward pass
         self._pending: PendingLoss | None = None  # of the batch before, on its way from the GPU
         self._found_inf: Tensor | None = None  # 1 on the GPU if a loss of this step is bad
         self._step_is_bad = False
@@ -112,7 +114,9 @@ class LossGuard(Callback):
         self._found_inf = None
 
     def on_before_backward(self, trainer: Trainer, pl_module: ScoreModel, loss: Tensor) -> None:
-        """Checks this step's loss, or the previous one's where the optimizer skips bad steps by itself."""
+        """Checks the previous step's loss where the optimizer skips bad steps by itself; otherwise lets processes tell one
+        another whether this loss is bad while they compute gradients.
+        """
         bad = (~loss.detach().isfinite()).float()
         current = replace(self._current, bad=bad)
         if self._skips_on_device(trainer, loss):
@@ -120,9 +124,19 @@ class LossGuard(Callback):
             previous, self._pending = self._pending, current.to_host()
             if previous is not None and self._check(trainer, pl_module, previous, previous.is_bad()):
                 self._step_is_bad = self.policy.restores
-        elif current.step % (self.every_n_steps or (1 if loss.device.type == "cpu" else self.policy.gpu_interval)) == 0:
-            on_any_process = trainer.strategy.reduce_boolean_decision(current.is_bad(), all=False)
-            self._step_is_bad |= self._check(trainer, pl_module, current, on_any_process)
+            return
+        self._due = current.step % (self.every_n_steps or (1 if loss.device.type == "cpu" else self.policy.gpu_interval)) == 0
+        if self._due:
+            self._current = current
+            self._told = dist.all_reduce(bad, dist.ReduceOp.MAX, async_op=True) if trainer.world_size > 1 else None
+
+    def on_after_backward(self, trainer: Trainer, pl_module: ScoreModel) -> None:
+        """Checks this step's loss."""
+        if self._due:
+            self._due = False
+            if self._told is not None:
+                self._told.wait()
+            self._step_is_bad |= self._check(trainer, pl_module, self._current, self._current.is_bad())
 
     def _skips_on_device(self, trainer: Trainer, loss: Tensor) -> bool:
         """Whether the optimizers skip bad steps by themselves, so that nothing waits for the GPU."""
