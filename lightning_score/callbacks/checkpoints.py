@@ -11,6 +11,7 @@ from pathlib import Path
 from types import FrameType
 from typing import Any
 
+import torch
 import torch.distributed as dist
 from lightning.pytorch import LightningModule, Trainer
 from lightning.pytorch.callbacks import Checkpoint, ModelCheckpoint
@@ -61,7 +62,8 @@ class LastCheckpoint(Checkpoint):
         self.file, self.minutes = Path(folder) / "last.ckpt", minutes
         self.asked: signal.Signals | None = None
         self._step = -1  # the last one that was saved and validated
-        self._moment = "elsewhere"  # at which a checkpoint is saved: validation, step or elsewhere
+        self._steps = 0  # since the processes last agreed
+        self._moment = "elsewhere"  # at which a checkpoint is saved: validation, step, epoch or elsewhere
         self._validation_due = self._validating_late = False
         self._saved = time.monotonic()
         self._random: dict[str, Any] = {}
@@ -93,6 +95,8 @@ class LastCheckpoint(Checkpoint):
                 if signal.getsignal(number) != signal.SIG_IGN or number == signal.SIGINT:
                     self._handling.callback(signal.signal, number, signal.signal(number, self._handler(trainer)))
             self._handling.enter_context(stopping.patience())
+            # Lightning would ask all processes at every step whether SIGTERM came, and wait for the GPU
+            trainer.fit_loop.epoch_loop._broadcast_sigterm_tensor = lambda: None  # type: ignore[method-assign]
         restore_random_state(self._random, pl_module.device)
         if self._validation_due:
             self._validation_due, self._validating_late = False, True
@@ -122,14 +126,21 @@ class LastCheckpoint(Checkpoint):
 
     def on_train_batch_start(self, trainer: Trainer, pl_module: LightningModule, batch: Any, batch_idx: int) -> None:
         """Saves the state before this step, and ends the run, if that is due."""
-        if trainer.world_size > 1 and batch_idx % max(trainer.log_every_n_steps, 1):  # type: ignore[attr-defined]
+        if batch_idx and batch_idx % trainer.accumulate_grad_batches == 0:  # not as an epoch begins, nor amid gradients
+            self._save_or_end(trainer, "step")
+
+    def _save_or_end(self, trainer: Trainer, moment: str) -> None:
+        self._steps += 1
+        if trainer.world_size > 1 and self._steps < trainer.log_every_n_steps:  # type: ignore[attr-defined]
             return  # several processes agree only now and then, because that takes time
-        late = time.monotonic() - self._saved > 60 * self.minutes
-        save, end = (trainer.strategy.reduce_boolean_decision(x, all=False) for x in (late, self.asked is not None))
-        if batch_idx == 0 or batch_idx % trainer.accumulate_grad_batches:  # amid accumulated gradients, or an epoch begins
-            return
+        self._steps = 0
+        save, end = time.monotonic() - self._saved > 60 * self.minutes, self.asked is not None
+        if trainer.world_size > 1:
+            wishes = torch.tensor([save, end], dtype=torch.int32, device=trainer.strategy.root_device)
+            dist.all_reduce(wishes, dist.ReduceOp.MAX)
+            save, end = wishes.bool().tolist()
         if (save or end) and trainer.global_step != self._step:
-            self._save(trainer, "step")
+            self._save(trainer, moment)
         if end:
             self._end(trainer)
 
@@ -139,9 +150,11 @@ class LastCheckpoint(Checkpoint):
 
     def on_train_epoch_end(self, trainer: Trainer, pl_module: LightningModule) -> None:
         """Lets a run that resumed at the very end of an epoch begin the next epoch as usual: after an epoch without steps
-        Lightning's loop would skip all others.
+        Lightning's loop would skip all others. If epochs have one step, saves and ends here.
         """
         trainer.fit_loop.epoch_loop.restarting = False
+        if trainer.num_training_batches == 1:
+            self._save_or_end(trainer, "epoch")
 
     def _save(self, trainer: Trainer, moment: str) -> None:
         self._moment = moment
@@ -149,19 +162,25 @@ class LastCheckpoint(Checkpoint):
         self._moment, self._saved = "elsewhere", time.monotonic()
 
     def on_save_checkpoint(self, trainer: Trainer, pl_module: LightningModule, checkpoint: dict[str, Any]) -> None:
-        """Adds the random state of every process. At the start of a step a batch is already loaded: it is counted back."""
+        """Adds the random state of every process. At the start of a step a batch is already loaded: it is counted back. At
+        the end of an epoch the next one begins: Lightning would resume with another step of this one.
+        """
         mine = random_state(pl_module.device)
         states = [mine] * trainer.world_size
         if trainer.world_size > 1:
             dist.all_gather_object(states, mine)
         checkpoint["random_states"] = states
-        if self._moment != "step":
-            return
         loop = checkpoint["loops"]["fit_loop"]
-        for count in loop["epoch_loop.batch_progress"]["total"], loop["epoch_loop.batch_progress"]["current"]:
-            count["ready"] -= 1
-        for loader in loop["state_dict"].get("combined_loader", []):
-            loader["batches"] -= 1
+        epochs, batches = loop["epoch_progress"], loop["epoch_loop.batch_progress"]
+        if self._moment == "step":
+            for count in batches["total"], batches["current"]:
+                count["ready"] -= 1
+            for loader in loop["state_dict"].get("combined_loader", []):
+                loader["batches"] -= 1
+        elif self._moment == "epoch":
+            for count in epochs["total"], epochs["current"]:
+                count["completed"] += 1
+            batches["current"], batches["is_last_batch"] = dict.fromkeys(batches["current"], 0), False
 
     def _end(self, trainer: Trainer) -> None:
         raise KeyboardInterrupt if self.asked == signal.SIGINT else SIGTERMException

@@ -125,7 +125,9 @@ class LossGuard(Callback):
             if previous is not None and self._check(trainer, pl_module, previous, previous.is_bad()):
                 self._step_is_bad = self.policy.restores
             return
-        self._due = current.step % (self.every_n_steps or (1 if loss.device.type == "cpu" else self.policy.gpu_interval)) == 0
+        self._due = (
+            current.step % (self.every_n_steps or (1 if loss.device.type == "cpu" else self.policy.gpu_interval)) == 0
+        )
         if self._due:
             self._current = current
             self._told = dist.all_reduce(bad, dist.ReduceOp.MAX, async_op=True) if trainer.world_size > 1 else None

@@ -165,6 +165,17 @@ def test_a_signal_at_the_end_of_an_epoch(tmp_path, step, moment):
     assert_same(tmp_path / "run", everything(tmp_path / "whole"))
 
 
+@pytest.mark.slow
+@pytest.mark.faults("runs ended by a signal")
+def test_a_signal_where_epochs_have_one_step(tmp_path):
+    options = ["--data.batch_size=1437", "--trainer.val_check_interval=5", "--trainer.max_steps=12"]
+    assert run([*FIT, *options, f"--output={tmp_path / 'whole'}"]) == 0
+    assert interrupted(tmp_path / "run", 7, "on_train_batch_end", signal.SIGTERM, *options) == 143
+    assert torch.load(tmp_path / "run/last.ckpt", weights_only=True)["global_step"] == 7
+    assert run(["fit", f"--ckpt_path={tmp_path / 'run'}", KEPT, f"--trust={__name__}"]) == 0
+    assert_same(tmp_path / "run", everything(tmp_path / "whole"))
+
+
 def test_a_checkpoint_before_the_first_batch_of_a_resumed_run():
     """Such as that of a run which was killed in a validation, and repeats it first: the order of its data stays the same."""
 
@@ -247,6 +258,20 @@ class TestTwoProcesses:
         again = self.run("fit", f"--ckpt_path={folder}")
         assert again.returncode == 0, again.stderr
         assert_same(folder, everything(uninterrupted))
+
+    @pytest.mark.slow
+    def test_epochs_with_fewer_steps_than_processes_take_to_agree(self, tmp_path):
+        """Of five steps each; without a validation the run ends at a step."""
+        stop = {"class_path": "test_resume.Stop", "init_args": {"step": 3, "moment": "on_train_batch_end", "number": 15}}
+        options = [
+            *self.OPTIONS,
+            "--trainer.max_steps=200",
+            "--trainer.log_every_n_steps=8",
+            "--trainer.val_check_interval=90",
+        ]
+        done = self.run(*FIT, *options, f"--output={tmp_path / 'run'}", f"--trainer.callbacks+={json.dumps(stop)}")
+        assert done.returncode == 143, done.stderr
+        assert torch.load(tmp_path / "run/last.ckpt", weights_only=True)["global_step"] < 20
 
 
 @pytest.mark.filterwarnings("ignore:The dirpath has changed")  # the run is a copy
