@@ -114,12 +114,10 @@ class Training:
     def seconds(self, n: int, fabric: Fabric) -> float:
         """Seconds of a step of n processes."""
         compute = self.step * (1 + self.spread * slowest_of(n))
-        flag = fabric.all_reduce(FLAG, n)
         if fabric.processors is None:
+            flag = fabric.all_reduce(FLAG, n)
             return compute + flag + (self.exposed_sharded if self.units else self.exposed)(n, fabric)
-        exchange = flag + sum(
-            fabric.all_reduce(nbytes, n) for nbytes in self.buckets()
-        )  # by the processors: nothing is hidden
+        exchange = sum(fabric.all_reduce(nbytes, n) for nbytes in self.buckets())  # by the processors: nothing is hidden
         return fabric.crowding(n) * (compute * (self.together if n > 1 else 1.0) + exchange)
 
     def images(self, n: int, fabric: Fabric) -> float:

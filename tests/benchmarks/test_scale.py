@@ -1,9 +1,9 @@
 """Steps per second of training and seconds of an evaluation with 1, 2 and 3 processes, as they are, and as `scale.py`
 predicts them from costs of this machine; and what else a training on many machines costs.
 
-The costs are those of a training step of one process, alone and while another one computes, of sums over two processes by
-gloo, and of drawing samples. The ratio is the measured value over the predicted one: 1 would be perfect. Processes have one
-thread each; with more of them than processors these are shared.
+The costs are those of a training step of one process, alone and while another one computes, of what it takes longer if two
+processes sum gradients by gloo, and of drawing samples. The ratio is the measured value over the predicted one: 1 would be
+perfect. Processes have one thread each; with more of them than processors these are shared.
 """
 
 import lightning_score.lean_imports  # noqa: F401
@@ -24,7 +24,7 @@ from torch import nn
 from torch.nn.parallel import DistributedDataParallel
 
 from benchmarks.parts import experiment_of, model_of
-from benchmarks.scale import BUCKET, FLAG, Evaluation, Fabric, Training
+from benchmarks.scale import BUCKET, Evaluation, Fabric, Training
 from benchmarks.test_start import call
 from lightning_score import EMA
 from lightning_score.commands.base import IdleExperiment
@@ -42,6 +42,8 @@ TRAINER = 0.8e-3
 WIDER = ["--data.batch_size=16", "--model.network.channels=128", "--model.network.multipliers=[1,2]"]
 NETWORKS = {"vp_pc": ([], 200, 60), "vp_pc, 4 times as wide": (WIDER, 40, 10)}
 """Options, steps, and the first of them that are timed."""
+ROUNDS = 5
+"""In which steps with and without sums take turns."""
 DRAWN, STEPS = 898, ["--model.sampler.grid.steps=20"]
 
 
@@ -80,20 +82,24 @@ class _Loss(nn.Module):
 
 @dataclass(frozen=True)
 class Costs:
-    """What two processes measured; `reduced` are seconds of sums by bytes, of both at once."""
+    """What two processes measured: seconds of the steps of one, alone and while the other computes, of backward passes, of
+    what gradients in common add to a step, and of the sum of a bucket.
+    """
 
     batch: int
     gradients: int
     alone: list[float]
     together: list[float]
     backward: float
-    reduced: dict[int, float]
+    exchange: float
+    bucket: float
 
     def fabric(self, processors):
-        """Bandwidth and hop of a process that has its processor for itself."""
+        """Bandwidth, and hop between processes that compute, of a process that has its processor for itself."""
         shared = max(1.0, 2 / processors)
-        few, many = (seconds / shared for seconds in self.reduced.values())
-        return Fabric(BUCKET / (many - few), few / 2, per_machine=64, processors=processors)
+        bandwidth, buckets = BUCKET / (self.bucket / shared), list(self.training(processors).buckets())
+        hops = max(0.0, self.exchange / shared - self.gradients / bandwidth) / (2 * len(buckets))
+        return Fabric(bandwidth, hops, per_machine=64, processors=processors)
 
     def training(self, processors):
         low, alone, high = statistics.quantiles(self.alone, n=4)
@@ -108,20 +114,23 @@ def measure(rank, folder, options, steps, results):
     dist.init_process_group("gloo", init_method=f"file://{folder}/meet", rank=rank, world_size=2)
     groups = [dist.new_group([each]) for each in range(2)]
     experiment = experiment_of("vp_pc", *options)
-    step = Steps(experiment, groups[rank])
-    times(step, 5)
-    alone = times(step, steps) if rank == 0 else []
+    own, common = Steps(experiment, groups[rank]), Steps(experiment_of("vp_pc", *options), dist.group.WORLD)
+    times(own, 5)
+    times(common, 5)
+    alone = times(own, steps) if rank == 0 else []
+    together, summed = [], []
+    for _ in range(ROUNDS):
+        for step, found in ((own, together), (common, summed)):
+            dist.barrier()
+            found += times(step, steps // ROUNDS)
+    x = torch.ones(BUCKET // 4)
     dist.barrier()
-    together = times(step, steps)
-    reduced = {}
-    for nbytes in (FLAG, BUCKET):
-        x = torch.ones(nbytes // 4)
-        dist.barrier()
-        reduced[nbytes] = statistics.median(times(lambda x=x: dist.all_reduce(x), 20)[2:])
+    bucket = statistics.median(times(lambda: dist.all_reduce(x), 20)[2:])
     if rank == 0:
         gradients = sum(4 * parameter.numel() for parameter in experiment.model.parameters())
-        backward = statistics.median(step.backward[5 : 5 + steps])
-        results.put(Costs(experiment.datamodule.batch_size, gradients, alone, together, backward, reduced))
+        backward = statistics.median(own.backward[5 : 5 + steps])
+        exchange = statistics.median(summed) - statistics.median(together)
+        results.put(Costs(experiment.datamodule.batch_size, gradients, alone, together, backward, exchange, bucket))
     dist.barrier()  # or the first that ends would take the connection from the other
     dist.destroy_process_group()
 
@@ -189,8 +198,8 @@ def test_training(name, tmp_path, processors, note, benchmark):
     note(
         f"{name}: a step of one process alone",
         f"{1e3 * training.step:.1f} ms",
-        f"its {training.gradients / 1e6:.3g} MB of gradients, summed over 2 by gloo",
-        f"{1e3 * sum(fabric.all_reduce(nbytes, 2) for nbytes in training.buckets()):.2g} ms",
+        f"its {training.gradients / 1e6:.3g} MB of gradients, summed over 2 by gloo in steps",
+        f"{1e3 * costs.exchange:.2g} ms",
         f"{training.together:.2f} times as long while another computes",
     )
     for n in PROCESSES:
