@@ -42,14 +42,14 @@ def test_every_shipped_schedule_that_decays_to_zero_follows_max_steps():
 @pytest.mark.parametrize(("kind", "name", "others"), KINDS)
 def test_the_number_is_that_of_the_trainer(kind, name, others):
     whole = f"--model.lr_scheduler={{class_path: {kind}, init_args: {{{name}: max_steps{others}}}}}"
-    assert schedule_of(whole)[name] == 900
+    assert schedule_of(whole)[name] == 880
     assert schedule_of(whole, "--trainer.max_steps=7")[name] == 7
     assert schedule_of(whole, f"--model.lr_scheduler.{name}=9", "--trainer.max_steps=7")[name] == 9
 
 
 def test_lists_and_what_cannot_be_followed():
     milestones = "--model.lr_scheduler={class_path: MultiStepLR, init_args: {milestones: [10, max_steps]}}"
-    assert schedule_of(milestones)["milestones"] == [10, 900]
+    assert schedule_of(milestones)["milestones"] == [10, 880]
     with pytest.raises(InputError, match=r"total_iters=max_steps: follows trainer.max_steps, which is -1"):
         schedule_of("--trainer.max_steps=-1")
 
