@@ -153,7 +153,7 @@ class LastCheckpoint(Checkpoint):
         Lightning's loop would skip all others. If epochs have one step, saves and ends here.
         """
         trainer.fit_loop.epoch_loop.restarting = False
-        if trainer.num_training_batches == 1:
+        if trainer.num_training_batches <= trainer.accumulate_grad_batches:
             self._save_or_end(trainer, "epoch")
 
     def _save(self, trainer: Trainer, moment: str) -> None:

@@ -167,8 +167,10 @@ def test_a_signal_at_the_end_of_an_epoch(tmp_path, step, moment):
 
 @pytest.mark.slow
 @pytest.mark.faults("runs ended by a signal")
-def test_a_signal_where_epochs_have_one_step(tmp_path):
-    options = ["--data.batch_size=1437", "--trainer.val_check_interval=5", "--trainer.max_steps=12"]
+@pytest.mark.parametrize("option", ["--data.batch_size=1437", "--trainer.accumulate_grad_batches=20"])
+def test_a_signal_where_epochs_have_one_step(tmp_path, option):
+    interval = 5 if "batch_size" in option else 55  # in batches, of which an epoch has 11
+    options = [option, f"--trainer.val_check_interval={interval}", "--trainer.max_steps=12"]
     assert run([*FIT, *options, f"--output={tmp_path / 'whole'}"]) == 0
     assert interrupted(tmp_path / "run", 7, "on_train_batch_end", signal.SIGTERM, *options) == 143
     assert torch.load(tmp_path / "run/last.ckpt", weights_only=True)["global_step"] == 7
