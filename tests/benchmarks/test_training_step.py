@@ -53,9 +53,11 @@ def label(name, part, precision, mode, batch):
     return f"{name} {part}, batch {batch}, {kind}{', compiled' if mode else ''}"
 
 
-@pytest.fixture(scope="module")
+@pytest.fixture
 def peak(device):
-    """The most floating-point operations per second of any large matrix product or convolution, by precision."""
+    """The most floating-point operations per second of any large matrix product or convolution, by precision. They are
+    measured beside each network, since the speed of a machine drifts.
+    """
     precisions = (torch.float32, torch.bfloat16) if device == "cuda" else (torch.float32,)
     return {precision: max(rates(device, precision)) for precision in precisions}
 
