@@ -24,7 +24,7 @@ def test_all_are_there_and_small_and_have_cards():
     for name in NAMES:
         card = (FOLDER / name / "README.md").read_text()
         assert "license: mit" in card and "under" in card and "single precision" in card
-        assert f"--ckpt_path {name}" in card and f"fit --config {name.removeprefix('digits/')}" in card
+        assert f"--ckpt_path {name}" in card and f"fit --config {name}" in card
         assert not re.search(r"/(work|tmp|root|home)/", card + (FOLDER / name / "config.yaml").read_text())
 
 

@@ -61,8 +61,9 @@ def pack(name, source, work):
     exact = measure(checkpoint, work / "float" / name, SAMPLES[collection])
     folder = work / "half" / name
     record = measure(half, folder, SAMPLES[collection])
-    (folder / "run.json").write_text(json.dumps({"arguments": ["fit", "--config", name.removeprefix("digits/")]}))
     parts = passed_on(half)
+    arguments = ["fit", "--config", name, "--trainer.max_steps", str(parts[2]["step"])]
+    (folder / "run.json").write_text(json.dumps({"arguments": arguments}))
     card = model_card(parts, measured(folder, parts[2]["step"]), "mit", name, training_of(folder))
     change = f"In single precision {record.metric} is {exact.value:.4g} with the same noise, not {record.value:.4g}."
     small = half | {"state_dict": {name: tensor.half() for name, tensor in half["state_dict"].items()}}
