@@ -23,10 +23,10 @@ commands:
 
 `COMMAND --help` shows the options that people use. The shipped configs are ncsn, ddpm, vp_pc, flow, conditional, ect, ddo
 and toy, images and arrays for data of your own, and those in science, fashion_mnist, cifar10 and ncsnv2, as
-fashion_mnist/edm16. Options override configs. The trained models in the package, names for --ckpt_path, are digits/ncsn,
-digits/ddpm, digits/vp_pc, digits/conditional and fashion_mnist/edm16. A class starts from its own defaults (--model.process
-VP); --model.process.beta_max 10 changes the current class, and --model.process +VP keeps the current values of parameters
-that VP has too.
+fashion_mnist/edm16. Options override configs. The trained models in the package, names for --ckpt_path, and for --config to
+train one again, are digits/ncsn, digits/ddpm, digits/vp_pc, digits/conditional and fashion_mnist/edm16. A class starts from
+its own defaults (--model.process VP); --model.process.beta_max 10 changes the current class, and --model.process +VP keeps
+the current values of parameters that VP has too.
 """
 
 import os

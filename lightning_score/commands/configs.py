@@ -47,10 +47,11 @@ def find_config(name: str, kind: str = "configs", option: str = "--config ") -> 
     file = folder / f"{short}.yaml"
     if file.is_file():
         return file
-    if kind == "configs" and name in pretrained():
+    models = pretrained() if kind == "configs" else []
+    if name in models:
         return FOLDER / name / "config.yaml"
-    known = ", ".join(sorted(str(file.relative_to(folder).with_suffix("")) for file in folder.rglob("*.yaml")))
-    raise InputError(f"{option}{name}: no such file, nor a shipped {kind[:-1]}; choose one of {known}")
+    known = {*models, *(str(file.relative_to(folder).with_suffix("")) for file in folder.rglob("*.yaml"))}
+    raise InputError(f"{option}{name}: no such file, nor a shipped {kind[:-1]}; choose one of {', '.join(sorted(known))}")
 
 
 def load_checkpoint(path: str, trusted: Collection[str] = ()) -> dict[str, Any]:
