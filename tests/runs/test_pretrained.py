@@ -24,7 +24,9 @@ def test_all_are_there_and_small_and_have_cards():
     for name in NAMES:
         card = (FOLDER / name / "README.md").read_text()
         assert "license: mit" in card and "under" in card and "single precision" in card
-        assert f"--ckpt_path {name}" in card and f"fit --config {name}" in card
+        assert f"--ckpt_path {name}" in card and f"fit --config {name}\n" in card
+        steps = int(re.search(r"\| trained \| ([\d,]+) steps", card).group(1).replace(",", ""))
+        assert yaml.safe_load(find_config(name).read_text())["trainer"]["max_steps"] == steps
         assert not re.search(r"/(work|tmp|root|home)/", card + (FOLDER / name / "config.yaml").read_text())
 
 

@@ -12,9 +12,10 @@ import sys
 from pathlib import Path
 
 import torch
+import yaml
 
 from lightning_score.cli import run
-from lightning_score.runs.bundle import PACKED, WEIGHTS, passed_on, write_bundle
+from lightning_score.runs.bundle import CONFIG, PACKED, WEIGHTS, passed_on, write_bundle
 from lightning_score.runs.cards import measured, model_card, training_of
 from lightning_score.runs.checkpoints import read_checkpoint
 from lightning_score.runs.pretrained import FOLDER
@@ -62,13 +63,16 @@ def pack(name, source, work):
     folder = work / "half" / name
     record = measure(half, folder, SAMPLES[collection])
     parts = passed_on(half)
-    arguments = ["fit", "--config", name, "--trainer.max_steps", str(parts[2]["step"])]
-    (folder / "run.json").write_text(json.dumps({"arguments": arguments}))
+    (folder / "run.json").write_text(json.dumps({"arguments": ["fit", "--config", name]}))
     card = model_card(parts, measured(folder, parts[2]["step"]), "mit", name, training_of(folder))
     change = f"In single precision {record.metric} is {exact.value:.4g} with the same noise, not {record.value:.4g}."
     small = half | {"state_dict": {name: tensor.half() for name, tensor in half["state_dict"].items()}}
     shutil.rmtree(FOLDER / name, ignore_errors=True)
     write_bundle(FOLDER / name, passed_on(small), card + NOTE.format(data=DATA[collection], change=change))
+    steps = parts[2]["step"]
+    trainer = {"max_steps": steps, "val_check_interval": steps // 2, "check_val_every_n_epoch": None}
+    with (FOLDER / name / CONFIG).open("a") as config:
+        yaml.safe_dump({"trainer": trainer}, config)  # with which `fit --config` trains it again
     file = FOLDER / name / WEIGHTS
     file.with_name(PACKED).write_bytes(gzip.compress(file.read_bytes(), mtime=0))
     file.unlink()
