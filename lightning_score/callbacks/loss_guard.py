@@ -97,8 +97,8 @@ class LossGuard(Callback):
         require(every_n_steps is None or every_n_steps >= 1, f"every_n_steps={every_n_steps}: must be at least 1, or null")
         self.policy, self.every_n_steps = Policy(policy), every_n_steps
         self._current: PendingLoss  # of this batch
-        self._told: dist.Work | None = None  # that all processes have told whether it is bad
-        self._due = False  # the check after the backward pass
+        self._due = False  # whether it is checked after the backward pass
+        self._told: dist.Work | None = None  # which ends when all processes have told whether theirs is bad
         self._pending: PendingLoss | None = None  # of the batch before, on its way from the GPU
         self._found_inf: Tensor | None = None  # 1 on the GPU if a loss of this step is bad
         self._step_is_bad = False
@@ -125,9 +125,8 @@ class LossGuard(Callback):
             if previous is not None and self._check(trainer, pl_module, previous, previous.is_bad()):
                 self._step_is_bad = self.policy.restores
             return
-        self._due = (
-            current.step % (self.every_n_steps or (1 if loss.device.type == "cpu" else self.policy.gpu_interval)) == 0
-        )
+        interval = self.every_n_steps or (1 if loss.device.type == "cpu" else self.policy.gpu_interval)
+        self._due = current.step % interval == 0
         if self._due:
             self._current = current
             self._told = dist.all_reduce(bad, dist.ReduceOp.MAX, async_op=True) if trainer.world_size > 1 else None
