@@ -198,6 +198,8 @@ def replaced(sampler, score, name, value):
         (PredictorCorrector, "score.process.beta_max", 10.0),
         (PredictorCorrector, "score.parametrization.data_std", 2.0),
         (partial(AnnealedLangevin, 1e-3, 2), "temperature", 0.5),
+        (PredictorCorrector, "initial", UniformNoise()),
+        (PredictorCorrector, "denoise", Tweedie()),
     ],
     ids=lambda v: v if isinstance(v, str) else None,
 )
