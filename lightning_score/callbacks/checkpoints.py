@@ -150,7 +150,7 @@ class LastCheckpoint(Checkpoint):
 
     def on_train_epoch_end(self, trainer: Trainer, pl_module: LightningModule) -> None:
         """Lets a run that resumed at the very end of an epoch begin the next epoch as usual: after an epoch without steps
-        Lightning's loop would skip all others. If epochs have one step, saves and ends here.
+        Lightning's loop would skip all others. If an epoch is one step, saves and ends here, if that is due.
         """
         trainer.fit_loop.epoch_loop.restarting = False
         if trainer.num_training_batches <= trainer.accumulate_grad_batches:

@@ -90,7 +90,8 @@ class CachedCoefficients:
 
         Args:
             times: the times.
-            kept: a cache of these times, of which no setting of the process or of steps has changed; null: a new one.
+            kept: a cache of these times to use again: no setting of the process or of steps may have changed since; null: a
+                new one.
         """
         before, self._cache = vars(self).get("_cache"), kept.renewed() if kept else CoefficientCache(times)
         try:

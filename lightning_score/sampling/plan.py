@@ -36,9 +36,9 @@ _PLANS: "WeakKeyDictionary[Sampler, tuple[bytes, Plan]]" = WeakKeyDictionary()
 
 
 def plan_of(sampler: "Sampler", process: NoiseProcess) -> Plan:
-    """The plan of a sampler, that of the draw before if no setting of the sampler or the process has changed since.
+    """The plan of a sampler: the one of the last draw if no setting of the sampler or the process has changed since.
 
-    Settings that cannot be pickled, as a class defined in a function, are planned anew in each draw.
+    If the settings cannot be pickled, as an instance of a class that is defined in a function, each draw has a new plan.
     """
     with suppress(pickle.PicklingError, AttributeError, TypeError):
         settings, plan = _PLANS.get(sampler, (b"", None))
@@ -63,7 +63,9 @@ def _made(sampler: "Sampler", process: NoiseProcess) -> Plan:
 
 
 def _settings(sampler: "Sampler", process: NoiseProcess, plan: Plan) -> bytes:
-    """All settings as bytes, with those of the methods that the plan has, whose identity with the sampler's shows, too."""
+    """All settings as bytes. The methods of the plan are among them: equal bytes mean that these are the sampler's own, not
+    others with the same settings.
+    """
     file = io.BytesIO()
     _Settings(file, pickle.HIGHEST_PROTOCOL).dump((sampler, process, [*plan.states]))
     return file.getvalue()
